@@ -1,0 +1,365 @@
+"""Balance the training folds, augment, and hand out batches that can be resumed (Grain).
+
+`open_dataset` (dataset.py) gives the cells; images stay uint8 up to the device.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from bcvit_jax.augment import augment, dihedral, mix_batch, resize
+from bcvit_jax.cache import SquareFile, open_square_file
+from bcvit_jax.dataset import CellDataset, check_folds, open_dataset
+from bcvit_jax.errors import UserError
+
+__all__ = [
+    "CellDataset",
+    "DataConfig",
+    "TrainStream",
+    "balance_plan",
+    "check_folds",
+    "dihedral",
+    "evaluation_batches",
+    "open_dataset",
+    "train_batches",
+]
+
+# Config fields that are arguments of `augment`
+_CHANGES = ("flips_turns", "crop_area", "crop_ratio", "brightness", "contrast", "saturation", "hue")
+_DECODING = 1  # raise it when a square's pixels change, so that older caches are left alone
+_NOT_PIXELS = ("path", "cache", "workers", "threads")  # config fields that change no batch
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What happens between a data set and its batches; `config.data` holds the same names.
+
+    The strengths of the colour jitter are torchvision's; 0, and (1, 1) for a range, switch a change
+    off. Errors: UserError on a value out of its range.
+    """
+
+    path: str
+    balance: bool = True
+    balance_target: int = 0  # images a class; 0 = median class count of the training folds
+    centre_crop: float = 1.0  # side of the centred square kept, as a share of the shorter side
+    flips_turns: bool = False  # one of the eight flips and quarter turns, drawn anew each time
+    crop_area: tuple[float, float] = (1.0, 1.0)  # random resized crop: range of the area kept
+    crop_ratio: tuple[float, float] = (1.0, 1.0)  # and of its width / height
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # turns, at most 0.5
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha)
+    cutmix: float = 0.0  # with both on, one of the two a batch
+    cache: str = ""  # folder of decoded images; "" = none (the pixels are the same)
+    cache_size: int = 0  # side in pixels of the squares that crops are taken from; 0 = image size
+    workers: int = 0  # Grain worker processes; 0 = threads only
+    threads: int = 4
+
+    def __post_init__(self):
+        for name in ("crop_area", "crop_ratio"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        rules = {
+            "centre_crop": (0.0 < self.centre_crop <= 1.0, "lie in (0, 1]"),
+            "crop_area": (_ordered(self.crop_area, 1.0), "be two numbers 0 < low ≤ high ≤ 1"),
+            "crop_ratio": (_ordered(self.crop_ratio), "be two numbers 0 < low ≤ high"),
+            "hue": (0.0 <= self.hue <= 0.5, "lie in [0, 0.5] (turns)"),
+        }
+        strengths = ("brightness", "contrast", "saturation", "mixup", "cutmix")
+        for name in (*strengths, "balance_target", "cache_size", "workers", "threads"):
+            rules[name] = (getattr(self, name) >= 0, "be 0 or more")
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise UserError(f"config.data.{name} is {getattr(self, name)}; it must {rule}.")
+
+
+def _ordered(bounds: tuple[float, ...], highest: float = float("inf")) -> bool:
+    return len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1] <= highest
+
+
+def balance_plan(labels: np.ndarray, target: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images, turned how, make the classes equal: (index int64 [m], transform int8 [m]).
+
+    A class of more than `target` images (0 = the median count of the classes present, rounded down)
+    is undersampled without replacement. A smaller one grows to `target`, but at most eightfold,
+    by distinct (image, flip or turn) pairs: all its originals first, then round after round one
+    new transform of each image, so that no image comes more than once more often than another.
+    Reading: the paper turns by 90 and 180 degrees and flips both ways, to a target that is lost;
+    here all eight count.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    target = target or int(np.median(counts))
+    rng = np.random.default_rng(seed)
+    indices, transforms = [], []
+    for wanted in classes:
+        own = np.flatnonzero(labels == wanted)
+        if len(own) >= target:
+            indices.append(np.sort(rng.choice(own, target, replace=False)))
+            transforms.append(np.zeros(target, np.int8))
+            continue
+        turns = rng.permuted(np.tile(np.arange(1, 8, dtype=np.int8), (len(own), 1)), axis=1)
+        order = np.concatenate([rng.permutation(len(own)) for _ in range(7)])
+        rounds = np.repeat(np.arange(7), len(own))
+        extra = min(target - len(own), 7 * len(own))
+        indices += [own, own[order[:extra]]]
+        transforms += [np.zeros(len(own), np.int8), turns[order, rounds][:extra]]
+    return np.concatenate(indices).astype(np.int64), np.concatenate(transforms)
+
+
+class _Squares:
+    """The centred squares of a data set: `get(fold, index)` → uint8 [side, side, 3].
+
+    Crops and evaluation both start from these squares, cached or not, so that training and
+    evaluation see the same pixels and a cache changes nothing but the time.
+    """
+
+    def __init__(self, dataset: CellDataset, config: DataConfig, image_size: int):
+        self.dataset = dataset
+        self.centre_crop = config.centre_crop
+        self.side = config.cache_size or image_size
+        sizes = [len(dataset.labels[fold]) for fold in dataset.folds]
+        self.first = dict(zip(dataset.folds, itertools.accumulate([0, *sizes]), strict=False))
+        self.file: SquareFile | None = None
+        if config.cache:
+            rows = [
+                (fold, i) for fold, n in zip(dataset.folds, sizes, strict=True) for i in range(n)
+            ]
+            key = f"{dataset.file_key} {self.centre_crop!r} {_DECODING}"
+            key = hashlib.sha256(key.encode()).hexdigest()[:16]
+            name = f"cells-{key}-crop{self.centre_crop:g}-{self.side}px.npy"
+            self.file = open_square_file(
+                Path(config.cache) / name,
+                len(rows),
+                self.side,
+                lambda row: self._make(*rows[row]),
+                os.cpu_count() or 1,
+            )
+
+    def get(self, fold: str, index: int) -> np.ndarray:
+        if self.file is not None:
+            return self.file[self.first[fold] + index]
+        return self._make(fold, index)
+
+    def _make(self, fold: str, index: int) -> np.ndarray:
+        return self.dataset.square(fold, index, self.centre_crop, self.side)
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeExample:
+    """Row of the plan → augmented example; a class so that worker processes can unpickle it."""
+
+    squares: _Squares
+    fold: np.ndarray  # str [m]
+    index: np.ndarray  # int64 [m]
+    transform: np.ndarray  # int8 [m]
+    label: np.ndarray  # int32 [m]
+    image_size: int
+    changes: dict[str, Any]
+
+    def __call__(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        square = self.squares.get(str(self.fold[row]), int(self.index[row]))
+        transform = int(self.transform[row])
+        image = augment(square, self.image_size, transform, rng, **self.changes)
+        return {"image": image, "label": self.label[row]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _FinishBatch:
+    """Mix the batch, or say that it is unmixed."""
+
+    mixup: float
+    cutmix: float
+
+    def __call__(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        images, labels = batch["image"], batch["label"]
+        if self.mixup or self.cutmix:
+            return mix_batch(images, labels, rng, self.mixup, self.cutmix)
+        mix = np.ones(len(labels), np.float32)
+        return {"image": images, "label": labels, "mixed_label": labels, "mix": mix}
+
+
+class TrainStream(Iterator[dict[str, np.ndarray]]):
+    """Endless training batches.
+
+    `next` → image uint8 [b, s, s, 3], label and mixed_label int32 [b], and mix float32 [b], the
+    share of `label` (1 = unmixed).
+
+    `examples_per_epoch` counts the balanced plan over all processes; `counts` and `balanced_counts`
+    int64 [c] are its classes before and after balancing.
+    """
+
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        identity: dict[str, Any],
+        counts: np.ndarray,
+        balanced_counts: np.ndarray,
+        workers: int,
+        threads: int,
+    ):
+        self.examples_per_epoch = int(balanced_counts.sum())
+        self.counts = counts
+        self.balanced_counts = balanced_counts
+        self._batches = batches
+        self._identity = json.loads(json.dumps(identity))
+        self._workers = workers
+        self._threads = threads
+        self._position = 0
+        self._iterator: Any = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = iter(self._start())
+        batch = next(self._iterator)
+        self._position += 1
+        return batch
+
+    def _start(self) -> grain.IterDataset:
+        """The batches from the present position on, read ahead by threads or workers."""
+        options = grain.ReadOptions(self._threads, max(2, self._threads) if self._threads else 0)
+        rest = self._batches[self._position :].to_iter_dataset(options)
+        if not self._workers:
+            return rest
+        if not flags.FLAGS.is_parsed():
+            raise UserError(
+                f"config.data.workers is {self._workers}, but worker processes need a program "
+                "started through absl, such as `python -m bcvit_jax.main`: set it to 0 here."
+            )
+        return rest.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+
+    def get_state(self) -> dict[str, Any]:
+        """A dict for JSON: the number of batches handed out and what the stream is made of."""
+        return {"position": self._position, "made_of": self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on after the batch at which `state` was taken. Threads and workers may differ.
+
+        Errors: UserError that names each setting in which the stream of `state` differs.
+        """
+        saved = state["made_of"]
+        differ = [
+            f"{name} {saved.get(name)} → {self._identity.get(name)}"
+            for name in sorted(saved.keys() | self._identity.keys())
+            if saved.get(name) != self._identity.get(name)
+        ]
+        if differ:
+            raise UserError(
+                f"The saved data stream can't go on, since settings changed ({'; '.join(differ)}): "
+                "restore them, or start in another work folder."
+            )
+        self.close()
+        self._position = int(state["position"])
+
+    def close(self) -> None:
+        """Stop the threads or workers; the next batch starts them again."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+
+def train_batches(
+    dataset: CellDataset,
+    folds: Iterable[int | str],
+    config: DataConfig,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainStream:
+    """Balanced, shuffled, augmented batches of `folds`, epoch after epoch without end.
+
+    The order and every random change depend on (seed, epoch, place in the epoch) alone, never on
+    threads or workers. `batch_size` is global; each process gets batch_size / process_count
+    examples of each batch, all of them together the batch that one process would get (mixing pairs
+    images within a process). An epoch needn't end with a batch.
+    """
+    folds = check_folds(dataset, folds)
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"The batch size is {batch_size}; it must be a positive multiple of the "
+            f"{process_count} processes."
+        )
+    if not 0 <= seed < 2**32:
+        raise UserError(f"The seed is {seed}; it must lie in [0, 2**32).")
+    sizes = [len(dataset.labels[fold]) for fold in folds]
+    labels = np.concatenate([dataset.labels[fold] for fold in folds])
+    fold_of = np.repeat(np.array(folds), sizes)
+    index_in_fold = np.concatenate([np.arange(size) for size in sizes])
+    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
+    index, transform = np.arange(len(labels)), np.zeros(len(labels), np.int8)
+    if config.balance:
+        index, transform = balance_plan(labels, config.balance_target, seeds[0])
+
+    changes = {name: getattr(config, name) for name in _CHANGES}
+    make_example = _MakeExample(
+        _Squares(dataset, config, image_size),
+        fold_of[index],
+        index_in_fold[index],
+        transform,
+        labels[index],
+        image_size,
+        changes,
+    )
+    examples = grain.MapDataset.range(len(index)).shuffle(seed=seeds[1]).repeat()
+    examples = examples.random_map(make_example, seed=seeds[2])
+    if process_count > 1:
+        examples = examples[process_index::process_count]
+    batches = examples.batch(batch_size // process_count, drop_remainder=True)
+    batches = batches.random_map(_FinishBatch(config.mixup, config.cutmix), seed=seeds[3])
+
+    identity = {
+        "dataset": dataset.fingerprint,
+        "folds": folds,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    settings = dataclasses.asdict(config)
+    identity |= {f"data.{name}": settings[name] for name in settings if name not in _NOT_PIXELS}
+    classes = len(dataset.class_names)
+    return TrainStream(
+        batches,
+        identity,
+        np.bincount(labels, minlength=classes),
+        np.bincount(labels[index], minlength=classes),
+        config.workers,
+        config.threads,
+    )
+
+
+def evaluation_batches(
+    dataset: CellDataset, fold: int | str, config: DataConfig, image_size: int, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every image of `fold` exactly once, in its order and without augmentation.
+
+    `next` → image uint8 [b, s, s, 3], label int32 [b], index int64 [b] and mask bool [b]; the last
+    batch is filled up with black images of label 0, index -1 and mask False.
+    """
+    (name,) = check_folds(dataset, [fold])
+    squares = _Squares(dataset, config, image_size)
+    count = len(dataset.labels[name])
+
+    def read(start: int) -> dict[str, np.ndarray]:
+        n = min(batch_size, count - start)
+        images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
+        for i in range(n):
+            images[i] = resize(squares.get(name, start + i), image_size)
+        index = np.full(batch_size, -1, np.int64)
+        index[:n] = np.arange(start, start + n)
+        label = np.zeros(batch_size, np.int32)
+        label[:n] = dataset.labels[name][start : start + n]
+        return {"image": images, "label": label, "index": index, "mask": index >= 0}
+
+    options = grain.ReadOptions(config.threads, max(2, config.threads) if config.threads else 0)
+    starts = grain.MapDataset.source(range(0, count, batch_size))
+    return iter(starts.map(read).to_iter_dataset(options))

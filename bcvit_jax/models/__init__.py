@@ -1,0 +1,66 @@
+"""Networks by name: `create_model(name, num_classes, **overrides)` and `list_models()`."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from flax import nnx
+
+from bcvit_jax.models.bcvit import BCViT, BCViTConfig, Output
+
+_TINY: dict[str, Any] = dict(width=192, heads=3, mlp_width=768)
+_SMALL: dict[str, Any] = dict(width=384, heads=6, mlp_width=1536)
+_BASE: dict[str, Any] = dict(width=768, heads=12, mlp_width=3072)
+_PLAIN: dict[str, Any] = dict(stride=16, selection=False, activation="gelu")
+
+PRESETS: dict[str, BCViTConfig] = {
+    "bcvit_base_patch16_s12_224": BCViTConfig(**_BASE),
+    "bcvit_base_patch16_s16_224": BCViTConfig(**_BASE, stride=16),
+    "bcvit_base_patch32_s24_224": BCViTConfig(**_BASE, patch_size=32, stride=24),
+    "bcvit_base_patch32_s32_224": BCViTConfig(**_BASE, patch_size=32, stride=32),
+    "bcvit_small_patch16_s12_224": BCViTConfig(**_SMALL),
+    "bcvit_small_patch16_s16_224": BCViTConfig(**_SMALL, stride=16),
+    "bcvit_tiny_patch16_s12_128": BCViTConfig(**_TINY, image_size=128, depth=6),
+    "vit_tiny_patch16_224": BCViTConfig(**_TINY, **_PLAIN),
+    "vit_small_patch16_224": BCViTConfig(**_SMALL, **_PLAIN),
+    "vit_base_patch16_224": BCViTConfig(**_BASE, **_PLAIN),
+}
+"""Sizes as timm names them: `sNN` is the stride, the last number the image's side in pixels."""
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes."""
+    return sorted(PRESETS)
+
+
+def model_config(name: str, num_classes: int, **overrides) -> BCViTConfig:
+    """The frozen configuration behind `name`; ValueError for an unknown name, field or value."""
+    if name not in PRESETS:
+        raise ValueError(f"no model is called {name!r}{_nearest(name, PRESETS)}")
+    known = [field.name for field in dataclasses.fields(BCViTConfig)]
+    for field in overrides:
+        if field not in known:
+            raise ValueError(f"a model has no field {field!r}{_nearest(field, known)}")
+    return dataclasses.replace(PRESETS[name], num_classes=num_classes, **overrides)
+
+
+def create_model(name: str, num_classes: int, *, rngs: nnx.Rngs | None = None, **overrides):
+    """The network `name` with fresh weights; `overrides` are fields of `BCViTConfig`."""
+    config = model_config(name, num_classes, **overrides)
+    return BCViT(config, rngs=rngs or nnx.Rngs(0))
+
+
+def _nearest(word: str, known) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.3)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+__all__ = [
+    "PRESETS",
+    "BCViT",
+    "BCViTConfig",
+    "Output",
+    "create_model",
+    "list_models",
+    "model_config",
+]

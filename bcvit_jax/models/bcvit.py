@@ -1,0 +1,377 @@
+"""The improved Vision Transformer for blood cells, in the paper's order (equations 1 to 11).
+
+Sun, Zhu, Yang, Zeng, J. Biomed. Eng. 39(6), 2022, doi 10.7507/1001-5515.202203008. Axes: b batch,
+n tokens (the class token first), d width, h heads, k kept tokens a head, l layers that give maps.
+The same code with `selection=False` and `activation="gelu"` is the plain Vision Transformer.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bcvit_jax.models.layers import Convolution, Dense, LayerNorm, grid_shape
+
+_truncated_normal = jax.nn.initializers.truncated_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class BCViTConfig:
+    """Sizes and readings of one network; a wrong value raises ValueError with the rule."""
+
+    num_classes: int = 10
+    image_size: int = 224
+    patch_size: int = 16
+    stride: int = 12
+    width: int = 768
+    depth: int = 12
+    """Blocks that give attention maps; the block of the kept tokens is extra."""
+    heads: int = 12
+    mlp_width: int = 3072
+    activation: Literal["relu", "gelu"] = "relu"
+    stem: tuple[int, ...] = ()
+    """Channels of 3×3 convolutions of stride 2 before the patches, each with layer norm and
+    activation (Xiao et al. 2021, arXiv 2106.14881); empty is the paper. Patch size and stride stay
+    in pixels of the image."""
+    selection: bool = True
+    selection_depth: Literal["extra", "last"] = "extra"
+    """Reading: `extra` is 12+1 blocks (the paper's parameter count), `last` 11+1 (TransFG)."""
+    tokens_per_head: int = 1
+    squeeze: Literal["mean", "max", "entropy"] = "max"
+    """Reading: `mean` is the paper's constant; the others look at the class row of the map."""
+    squeeze_width: int = 0
+    """Hidden width of the squeeze-excitation layers; 0 is the number of maps."""
+    selection_gradient: Literal["none", "straight_through"] = "straight_through"
+    """Reading: `none` is the paper's argmax, which gives the squeeze-excitation no gradient."""
+    drop_path: float = 0.0
+    """Chance that a residual branch is left out of an image's pass, rising linearly with depth."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for name in ("num_classes", "image_size", "patch_size", "stride", "width", "depth"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be >= 1")
+        for name in ("heads", "mlp_width", "tokens_per_head"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be >= 1")
+        for name, field in (
+            ("activation", ("relu", "gelu")),
+            ("selection_depth", ("extra", "last")),
+            ("squeeze", ("mean", "max", "entropy")),
+            ("selection_gradient", ("none", "straight_through")),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            value = getattr(self, name)
+            _require(value in field, f"{name} is {value!r}; it must be one of {', '.join(field)}")
+        _require(
+            self.image_size >= self.patch_size,
+            f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; "
+            "choose a larger image or a smaller patch",
+        )
+        _require(
+            self.stride <= self.patch_size,
+            f"stride {self.stride} is larger than patch_size {self.patch_size}, which would leave "
+            "pixels unseen; choose a stride of at most the patch size",
+        )
+        _require(
+            self.width % self.heads == 0,
+            f"width {self.width} is not a multiple of heads {self.heads}; change one of them",
+        )
+        _require(0 <= self.drop_path < 1, f"drop_path is {self.drop_path}; it must be in [0, 1)")
+        reduction = 2 ** len(self.stem)
+        _require(
+            self.patch_size % reduction == 0
+            and self.stride % reduction == 0
+            and self.image_size % reduction == 0,
+            f"a stem of {len(self.stem)} convolutions needs image_size, patch_size and stride to "
+            f"be multiples of {reduction}, not {self.image_size}, {self.patch_size}, {self.stride}",
+        )
+        _require(
+            self.selection_depth == "extra" or self.depth >= 2,
+            "selection_depth 'last' needs a depth of at least 2",
+        )
+        _require(
+            self.tokens_per_head <= self.num_patches,
+            f"tokens_per_head {self.tokens_per_head} is more than the {self.num_patches} patches",
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches (equation 1)."""
+        return grid_shape(self.image_size, self.image_size, self.patch_size, self.stride)
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_maps(self) -> int:
+        """L−1 of equation 9: blocks whose attention maps are fused."""
+        return self.depth - (self.selection and self.selection_depth == "last")
+
+
+class Output(NamedTuple):
+    """What the network returns."""
+
+    logits: jax.Array
+    """[b, classes], float32."""
+    feature: jax.Array
+    """[b, d], float32: the class token after the final layer norm (z of equation 14)."""
+    kept: jax.Array
+    """[b, h·k], int32: kept patches, counted from 0 row by row; [b, 0] without selection."""
+
+
+class PatchEmbedding(nnx.Module):
+    """Equations 1 and 2: z₀ = [x_class; x¹E; …; xᴺE] + E_pos, with patches that may overlap."""
+
+    def __init__(self, config: BCViTConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        reduction = 2 ** len(config.stem)
+        channels = (3, *config.stem)
+        self.stem = nnx.List(
+            Convolution(i, o, 3, 2, padding=1, rngs=rngs, dtype=dtype)
+            for i, o in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.stem_norms = nnx.List(LayerNorm(o, dtype=dtype) for o in config.stem)
+        self.projection = Convolution(
+            channels[-1],
+            config.width,
+            config.patch_size // reduction,
+            config.stride // reduction,
+            rngs=rngs,
+            dtype=dtype,
+        )
+        d, n = config.width, config.num_patches + 1
+        self.class_token = nnx.Param(_truncated_normal(rngs.params(), (1, 1, d)))
+        self.position = nnx.Param(_truncated_normal(rngs.params(), (1, n, d)))
+        self.activation = _activation(config.activation)
+
+    def __call__(self, images):
+        """images [b, H, W, 3] in [−1, 1] -> z₀ [b, n, d]."""
+        x = images
+        for convolution, norm in zip(self.stem, self.stem_norms, strict=True):
+            x = self.activation(norm(convolution(x)))
+        x = self.projection(x)
+        b, rows, columns, d = x.shape
+        x = x.reshape(b, rows * columns, d)
+        class_token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (b, 1, d))
+        return jnp.concatenate([class_token, x], axis=1) + self.position[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Equations 3 to 6: multi-head self-attention and the class token's row of its map."""
+
+    def __init__(self, config: BCViTConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.qkv = Dense(config.width, 3 * config.width, rngs=rngs, dtype=dtype)
+        self.projection = Dense(config.width, config.width, rngs=rngs, dtype=dtype)
+        self.heads = config.heads
+
+    def __call__(self, z, *, class_row: bool = True, full_map: bool = False):
+        """z [b, n, d] -> ([b, n, d], rows).
+
+        rows: the class row [b, h, n] in float32, the full map [b, h, n, n] if `full_map`, else
+        None. The full map is for figures; the class row is all that equation 11 needs.
+        """
+        b, n, d = z.shape
+        qkv = self.qkv(z).reshape(b, n, 3, self.heads, d // self.heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        rows = None
+        if full_map:
+            rows = attention_rows(q, k)
+        elif class_row:
+            rows = attention_rows(q[:, :1], k)[:, :, 0]
+        return self.projection(attend(q, k, v).reshape(b, n, d)), rows
+
+
+def attention_rows(q, k):
+    """Equation 4: softmax(q·kᵀ/√d_head), q [b, m, h, d], k [b, n, h, d] -> [b, h, m, n] float32."""
+    scores = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores / q.shape[-1] ** 0.5, axis=-1)
+
+
+def attend(q, k, v):
+    """Equations 4 and 5 without keeping the map: q, k, v [b, n, h, d] -> [b, n, h, d].
+
+    In bfloat16 on a GPU this is cuDNN's fused attention.
+    """
+    fused = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
+
+
+class MLP(nnx.Module):
+    """Equation 7: two dense layers, the activation after the first only."""
+
+    def __init__(self, config: BCViTConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.expand = Dense(config.width, config.mlp_width, rngs=rngs, dtype=dtype)
+        self.contract = Dense(config.mlp_width, config.width, rngs=rngs, dtype=dtype)
+        self.activation = _activation(config.activation)
+
+    def __call__(self, z):
+        return self.contract(self.activation(self.expand(z)))
+
+
+class Block(nnx.Module):
+    """Equation 8: z' = MSA(LN z) + z; z'' = MLP(LN z') + z'."""
+
+    def __init__(self, config: BCViTConfig, *, drop_path: float, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.attention_norm = LayerNorm(config.width, dtype=dtype)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, dtype=dtype)
+        self.mlp = MLP(config, rngs=rngs)
+        self.drop_path = drop_path
+
+    def __call__(self, z, *, class_row: bool = True, full_map: bool = False, key=None):
+        """z [b, n, d] -> (z'' [b, n, d], rows as `Attention` returns them)."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        branch, rows = self.attention(
+            self.attention_norm(z), class_row=class_row, full_map=full_map
+        )
+        z = z + drop_branch(branch, self.drop_path, keys[0])
+        branch = self.mlp(self.mlp_norm(z))
+        return z + drop_branch(branch, self.drop_path, keys[1]), rows
+
+
+def drop_branch(branch, chance: float, key):
+    """Stochastic depth (Huang et al. 2016): a branch is 0 with `chance`, else scaled up."""
+    if key is None or chance == 0.0:
+        return branch
+    keep = jax.random.bernoulli(key, 1.0 - chance, (branch.shape[0], 1, 1))
+    return branch * (keep / (1.0 - chance)).astype(branch.dtype)
+
+
+class SparseAttention(nnx.Module):
+    """Equations 9 to 11: maps of all layers fused by squeeze-excitation, top-k tokens a head."""
+
+    def __init__(self, config: BCViTConfig, *, rngs: nnx.Rngs):
+        maps = config.num_maps
+        hidden = config.squeeze_width or maps
+        self.reduce = Dense(maps, hidden, rngs=rngs)
+        self.excite = Dense(hidden, maps, rngs=rngs)
+        # The squeezed statistics differ by little at first: unit-variance layers let them count.
+        lecun = jax.nn.initializers.lecun_normal()
+        self.reduce.kernel[...] = lecun(rngs.params(), (maps, hidden))
+        self.excite.kernel[...] = lecun(rngs.params(), (hidden, maps))
+        self.squeeze = config.squeeze
+        self.tokens_per_head = config.tokens_per_head
+        self.selection_gradient = config.selection_gradient
+
+    def layer_weights(self, class_rows):
+        """Equation 10's w: class rows [l, b, h, n] -> weights [b, l] that sum to 1."""
+        s = squeeze(class_rows, self.squeeze)
+        return jax.nn.softmax(self.excite(jax.nn.relu(self.reduce(s))), axis=-1)
+
+    def fuse(self, class_rows):
+        """Equation 10's A, its class row only: [l, b, h, n] -> [b, h, n].
+
+        The class row of the weighted sum is the weighted sum of the class rows, so full maps are
+        never needed.
+        """
+        return jnp.einsum("bl,lbhn->bhn", self.layer_weights(class_rows), class_rows)
+
+    def select(self, class_rows):
+        """Equation 11's i_k: ([b, h·k] patch indices from 0, [b, h·k] their fused weights)."""
+        weights, indices = jax.lax.top_k(self.fuse(class_rows)[:, :, 1:], self.tokens_per_head)
+        b = weights.shape[0]
+        return indices.reshape(b, -1), weights.reshape(b, -1)
+
+    def gather(self, z, kept, weights):
+        """The last block's input [z_class; z^{i₁}; …; z^{i_K}]: z [b, n, d] -> [b, 1 + h·k, d].
+
+        Heads that keep the same token keep it twice. With the straight-through reading a token is
+        multiplied by 1 + a − stop_gradient(a): its value stays, its weight a gets a gradient.
+        """
+        tokens = jnp.take_along_axis(z[:, 1:], kept[:, :, None], axis=1)
+        if self.selection_gradient == "straight_through":
+            gate = 1.0 + weights - jax.lax.stop_gradient(weights)
+            tokens = tokens * gate[:, :, None].astype(tokens.dtype)
+        return jnp.concatenate([z[:, :1], tokens], axis=1)
+
+
+def squeeze(class_rows, kind: str):
+    """One number a layer, averaged over heads: class rows [l, b, h, n] -> s [b, l].
+
+    Reading: the paper's average of a row-softmaxed map is 1/n for every image (`mean`); `max` is
+    the class row's largest weight on a patch, `entropy` its negative entropy.
+    """
+    if kind == "mean":
+        s = class_rows.mean(-1)
+    elif kind == "max":
+        s = class_rows[..., 1:].max(-1)
+    else:
+        s = (class_rows * jnp.log(class_rows + 1e-9)).sum(-1)
+    return s.mean(-1).T
+
+
+class BCViT(nnx.Module):
+    """The whole network; `config.selection=False` is a plain Vision Transformer."""
+
+    def __init__(self, config: BCViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        extra = int(config.selection)
+        total = config.num_maps + extra
+        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
+        self.embedding = PatchEmbedding(config, rngs=rngs)
+        self.blocks = nnx.List(
+            Block(config, drop_path=rates[i], rngs=rngs) for i in range(config.num_maps)
+        )
+        if config.selection:
+            self.sparse_attention = SparseAttention(config, rngs=rngs)
+            self.last_block = Block(config, drop_path=rates[-1], rngs=rngs)
+        self.norm = LayerNorm(config.width, dtype=jnp.float32)
+        self.head = Dense(config.width, config.num_classes, rngs=rngs)
+
+    def __call__(self, images, *, key=None, full_maps: bool = False):
+        """images [b, H, W, 3] float in [−1, 1] -> Output, or (Output, maps [l, b, h, n, n]).
+
+        `key` turns stochastic depth on (training). ValueError for images of another size.
+        """
+        side = self.config.image_size
+        if images.shape[1:] != (side, side, 3):
+            raise ValueError(f"images are {images.shape[1:]}; this network takes {side}×{side}×3")
+        z, rows = self.encode(images, key=key, full_maps=full_maps)
+        kept = jnp.zeros((images.shape[0], 0), jnp.int32)
+        if self.config.selection:
+            class_rows = rows[:, :, :, 0] if full_maps else rows
+            kept, weights = self.sparse_attention.select(class_rows)
+            z = self.sparse_attention.gather(z, kept, weights)
+            z, _ = self.last_block(z, class_row=False, key=_fold_in(key, len(self.blocks)))
+        logits, feature = self.classify(z)
+        output = Output(logits, feature, kept)
+        return (output, rows) if full_maps else output
+
+    def encode(self, images, *, key=None, full_maps: bool = False):
+        """Equations 1 to 9: z of the last map-giving block and the rows of every map.
+
+        Rows are class rows [l, b, h, n], full maps [l, b, h, n, n], or None without selection.
+        """
+        z = self.embedding(images)
+        rows = []
+        for i, block in enumerate(self.blocks):
+            z, row = block(
+                z, class_row=self.config.selection, full_map=full_maps, key=_fold_in(key, i)
+            )
+            rows.append(row)
+        return z, None if rows[0] is None else jnp.stack(rows)
+
+    def classify(self, z):
+        """z [b, n, d] -> (logits [b, classes], class-token feature [b, d]), float32."""
+        feature = self.norm(z[:, 0])
+        return self.head(feature), feature
+
+
+def _fold_in(key, i: int):
+    return None if key is None else jax.random.fold_in(key, i)
+
+
+def _activation(name: str):
+    if name == "relu":
+        return jax.nn.relu
+    return lambda x: jax.nn.gelu(x, approximate=False)
+
+
+def _require(condition: bool, sentence: str):
+    if not condition:
+        raise ValueError(sentence)

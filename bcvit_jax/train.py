@@ -1,0 +1,463 @@
+"""Training: the state, the step, the loop over one held-out fold, and the loop over folds."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from bcvit_jax import losses
+from bcvit_jax.checkpoint import Checkpoints
+from bcvit_jax.config import OptimizerConfig, RunConfig
+from bcvit_jax.data import (
+    CellDataset,
+    TrainStream,
+    balance_plan,
+    check_folds,
+    evaluation_batches,
+    train_batches,
+)
+from bcvit_jax.errors import UserError
+from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
+from bcvit_jax.models import BCViT, BCViTConfig, model_config
+
+
+class Stop(Exception):
+    """Raised inside the loop when a signal asked for an end and the state is saved."""
+
+
+class Diverged(RuntimeError):
+    """A loss was not finite; the message names the step and the last good checkpoint."""
+
+
+class State(NamedTuple):
+    """All that a train step reads and writes."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The functions of one network and recipe; compiled once, used for every fold."""
+
+    init: Callable[[jax.Array], State]
+    train_step: Callable[[State, Mapping[str, jax.Array], jax.Array], tuple[State, dict]]
+    predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+    model: BCViTConfig
+
+
+def network_config(config: RunConfig, num_classes: int) -> BCViTConfig:
+    """The network that `config.model` names; UserError for an unknown name, field or value."""
+    overrides = dict(config.model)
+    name = overrides.pop("name", None)
+    if name is None:
+        raise UserError("config.model.name is not set; name one of bcvit_jax.models.list_models()")
+    try:
+        return model_config(name, num_classes, **overrides)
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from None
+
+
+def make_optimizer(config: OptimizerConfig, steps_per_epoch: float, steps: int):
+    """The optimizer of `config`; SGD is PyTorch's: weight decay is added to the gradient."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "milestones":
+        boundaries = {round(m * steps_per_epoch) - warmup: config.decay for m in config.milestones}
+        schedule = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
+    else:
+        schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1))
+    if warmup:
+        rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+        schedule = optax.join_schedules([rise, schedule], [warmup])
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name == "sgd":
+        parts += [
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(schedule, momentum=config.momentum or None),
+        ]
+    elif config.name == "adamw":
+        parts.append(optax.adamw(schedule, weight_decay=config.weight_decay, mask=_matrices))
+    else:
+        parts.append(
+            optax.contrib.muon(
+                schedule,
+                weight_decay=config.weight_decay,
+                weight_decay_mask=_matrices,
+                muon_weight_dimension_numbers=_muon_axes,
+                consistent_rms=0.2,
+            )
+        )
+    return optax.chain(*parts), schedule
+
+
+def _muon_axes(params: Any) -> Any:
+    """Input and output axes of the kernels that Muon orthogonalizes; the rest is Adam's."""
+    axes = {
+        2: optax.contrib.MuonDimensionNumbers(0, 1),
+        4: optax.contrib.MuonDimensionNumbers((0, 1, 2), 3),
+    }
+    return jax.tree.map(lambda x: axes.get(x.ndim), params)
+
+
+def _matrices(params: Any) -> Any:
+    """True for kernels: biases, norms, the class token and positions [1, n, d] are not decayed."""
+    return jax.tree.map(lambda x: x.ndim in (2, 4), params)
+
+
+def make_program(
+    config: RunConfig, num_classes: int, steps_per_epoch: float, steps: int, mesh: Mesh
+) -> Program:
+    """Init, train step and predict step, jitted over `mesh` (its one axis splits the batch)."""
+    model = network_config(config, num_classes)
+    optimizer, schedule = make_optimizer(config.optimizer, steps_per_epoch, steps)
+    abstract = nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0)))
+    graph, _ = nnx.split(abstract)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+
+    def init(key):
+        params = nnx.split(BCViT(model, rngs=nnx.Rngs(key)))[1]
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def train_step(state, batch, key):
+        key = jax.random.fold_in(key, state.step) if model.drop_path else None
+
+        def loss(params):
+            output = nnx.merge(graph, params)(scale(batch["image"]), key=key)
+            entropy = losses.cross_entropy(
+                output.logits,
+                batch["label"],
+                smoothing=config.loss.label_smoothing,
+                mixed_labels=batch["mixed_label"],
+                mix=batch["mix"],
+            )
+            # Of a mixed image the class with the larger share counts.
+            label = jnp.where(batch["mix"] >= 0.5, batch["label"], batch["mixed_label"])
+            alike = losses.contrastive(output.feature, label, alpha=config.loss.alpha)
+            total = entropy + config.loss.contrastive * alike
+            hits = (output.logits.argmax(-1) == label).mean()
+            parts = {"loss": total, "cross_entropy": entropy, "contrastive": alike, "top1": hits}
+            return total, parts
+
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state), metrics
+
+    def predict_step(params, images):
+        output = nnx.merge(graph, params)(scale(images))
+        return output.logits, output.kept
+
+    return Program(
+        jax.jit(init, out_shardings=everywhere),
+        jax.jit(
+            train_step,
+            donate_argnums=0,
+            in_shardings=(everywhere, by_batch, everywhere),
+            out_shardings=everywhere,
+        ),
+        jax.jit(predict_step, in_shardings=(everywhere, by_batch), out_shardings=everywhere),
+        model,
+    )
+
+
+def scale(images):
+    """uint8 [b, s, s, 3] -> float32 in [−1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def make_mesh() -> Mesh:
+    """All devices in one axis, which splits the batch."""
+    return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+
+
+def check_run(config: RunConfig, dataset: CellDataset) -> None:
+    """All that can be known to be wrong before any work starts; UserError with the first fault."""
+    check_folds(dataset, config.folds)
+    check_folds(dataset, config.train_folds)
+    network_config(config, len(dataset.class_names))
+    for fold in config.folds:
+        if fold in config.train_folds:
+            raise UserError(
+                f"fold {fold} is in config.folds (held out) and in config.train_folds; a held-out "
+                "fold can't be trained on, so leave it out of one of them"
+            )
+        if not train_folds(config, dataset, fold):
+            raise UserError(f"nothing is left to train on beside fold {fold}; name fewer folds")
+    devices = jax.device_count()
+    for name in ("batch_size", "eval_batch_size"):
+        value = getattr(config, name)
+        if value % devices:
+            raise UserError(
+                f"config.{name} is {value}, which {devices} devices can't share evenly; make it a "
+                f"multiple of {devices}"
+            )
+
+
+def train_folds(config: RunConfig, dataset: CellDataset, held_out: int) -> tuple[int, ...]:
+    """Folds to train on when `held_out` is held out."""
+    if config.train_folds:
+        return config.train_folds
+    return tuple(i for i in range(len(dataset.folds)) if i != held_out)
+
+
+class Journal:
+    """metrics.jsonl and TensorBoard of a work folder; lines after a restored step are cut off."""
+
+    def __init__(self, workdir: Path):
+        self.path = workdir / "metrics.jsonl"
+        self.workdir = workdir
+        self.active = jax.process_index() == 0
+        self.boards: dict[str, SummaryWriter] = {}
+
+    def start(self, fold: str, step: int) -> None:
+        """Forget what was logged of `fold` after `step`."""
+        if not self.active:
+            return
+        if self.path.exists():
+            lines = self.path.read_text("utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _belongs(line, fold, step)]
+            if len(kept) != len(lines):
+                write_whole(self.path, "".join(kept).encode())
+        folder = str(self.workdir / "tensorboard" / fold)
+        self.boards[fold] = SummaryWriter(folder, purge_step=step + 1 if step else None)
+
+    def write(self, fold: str, step: int, values: Mapping[str, float]) -> None:
+        if not self.active:
+            return
+        line = {"fold": fold, "step": step, **values}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            self.boards[fold].add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for board in self.boards.values():
+            board.close()
+
+
+def _belongs(line: str, fold: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return False  # half a line, written when the process was killed
+    return entry["fold"] != fold or entry["step"] <= step
+
+
+@dataclasses.dataclass
+class FoldRun:
+    """What training needs of one held-out fold."""
+
+    config: RunConfig
+    dataset: CellDataset
+    held_out: int
+    workdir: Path
+    mesh: Mesh
+    say: Callable[[str], None]
+    stop_asked: Callable[[], bool]
+
+    @property
+    def name(self) -> str:
+        return self.dataset.folds[self.held_out]
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.workdir / self.name / "checkpoints", warn=self.say)
+
+    def stream(self, image_size: int) -> TrainStream:
+        config = self.config
+        return train_batches(
+            self.dataset,
+            train_folds(config, self.dataset, self.held_out),
+            config.data,
+            image_size,
+            config.batch_size,
+            seed=config.seed + 1000 * self.held_out,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def balanced_counts(self) -> np.ndarray:
+        """Images a class that an epoch trains on, int64 [c]."""
+        names = [
+            self.dataset.folds[i] for i in train_folds(self.config, self.dataset, self.held_out)
+        ]
+        labels = np.concatenate([self.dataset.labels[name] for name in names])
+        if self.config.data.balance:
+            labels = labels[balance_plan(labels, self.config.data.balance_target, 0)[0]]
+        return np.bincount(labels, minlength=len(self.dataset.class_names))
+
+
+def train_fold(run: FoldRun, journal: Journal) -> tuple[Predictions, dict[str, Any]]:
+    """Train with one fold held out, from the newest good checkpoint on, and predict that fold.
+
+    Returns the predictions and {steps, parameters, balanced counts, ...}. Raises Stop after saving
+    when a signal asked for it, Diverged at a loss that is not finite.
+    """
+    config = run.config
+    size = network_config(config, len(run.dataset.class_names)).image_size
+    stream = run.stream(size)
+    steps_per_epoch = stream.examples_per_epoch / config.batch_size
+    steps = max(1, math.floor(config.epochs * steps_per_epoch))
+    program = make_program(config, len(run.dataset.class_names), steps_per_epoch, steps, run.mesh)
+    key = jax.random.key(config.seed + 1000 * run.held_out)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(program.init, key),
+        _shardings(program, key, run.mesh),
+    )
+    found = run.checkpoints.restore(abstract)
+    if found is None:
+        state = program.init(key)
+        start = 0
+    else:
+        start, state, extra = found
+        stream.set_state(extra["stream"])
+        run.say(f"{run.name}: going on after step {start} of {steps}")
+    journal.start(run.name, start)
+    state = _loop(run, journal, program, state, key, stream, start, steps, steps_per_epoch)
+    stream.close()
+    predictions = predict_fold(run, program, state.params)
+    if jax.process_index() == 0:
+        save_predictions(run.workdir / run.name / "predictions", predictions)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    return predictions, {"steps": steps, "parameters": parameters}
+
+
+def _shardings(program: Program, key: jax.Array, mesh: Mesh) -> Any:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda _: everywhere, jax.eval_shape(program.init, key))
+
+
+def _loop(run, journal, program, state, key, stream, start, steps, steps_per_epoch) -> State:
+    """Steps `start` to `steps`; metrics are fetched one step late, so the device never waits."""
+    config, checkpoints = run.config, run.checkpoints
+    every = max(1, round(config.checkpoint_epochs * steps_per_epoch))
+    batches = to_devices(stream, run.mesh)
+    bar = tqdm(
+        total=steps * config.batch_size,
+        initial=start * config.batch_size,
+        desc=run.name,
+        unit="img",
+        mininterval=1.0,
+        disable=jax.process_index() != 0,
+        dynamic_ncols=True,
+    )
+    recent, pending, clock = [], None, time.perf_counter()
+    saved = start
+
+    def settle() -> None:
+        """Look at the metrics of the last finished step."""
+        nonlocal pending, clock, recent
+        if pending is None:
+            return
+        step, metrics = pending
+        pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            bar.close()
+            good = checkpoints.path(saved) if saved else "none yet: the start"
+            raise Diverged(
+                f"{run.name}: the loss is {values['loss']} at step {step}; the last good "
+                f"checkpoint is {good}. Lower the learning rate or clip the gradient "
+                "(config.optimizer.clip_norm) and start in a new work folder"
+            )
+        recent.append(values)
+        bar.update(config.batch_size)
+        if step % config.log_steps == 0 or step == steps:
+            now = time.perf_counter()
+            mean = {name: float(np.mean([v[name] for v in recent])) for name in values}
+            mean["images_per_second"] = len(recent) * config.batch_size / (now - clock)
+            mean["epoch"] = step / steps_per_epoch
+            journal.write(run.name, step, mean)
+            bar.set_postfix(loss=f"{mean['loss']:.3f}", top1=f"{mean['top1']:.3f}", refresh=False)
+            recent, clock = [], now
+
+    with bar:
+        for step in range(start + 1, steps + 1):
+            state, metrics = program.train_step(state, next(batches), key)
+            settle()
+            pending = (step, metrics)
+            stopping = run.stop_asked()
+            if step % every == 0 or step == steps or stopping:
+                settle()
+                # Batches are handed over one ahead: the stream's place is the step's, not its own.
+                checkpoints.save(step, state, {"stream": _stream_state(stream, step)})
+                saved = step
+            if stopping:
+                raise Stop(f"saved after step {step} of {steps} of {run.name}")
+    return state
+
+
+def _stream_state(stream: TrainStream, step: int) -> dict[str, Any]:
+    return {**stream.get_state(), "position": step}
+
+
+def to_devices(
+    batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh
+) -> Iterator[Mapping[str, jax.Array]]:
+    """Each process's part of a batch as global arrays split over `mesh`, one batch ahead."""
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+
+    def put(batch):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, value)
+            for name, value in batch.items()
+        }
+
+    ahead = put(next(batches))
+    for batch in batches:
+        yield ahead
+        ahead = put(batch)
+
+
+def predict_fold(run: FoldRun, program: Program, params: Any) -> Predictions:
+    """Predictions of the held-out fold with `params`, every image once."""
+    config = run.config
+    batches = evaluation_batches(
+        run.dataset, run.held_out, config.data, program.model.image_size, config.eval_batch_size
+    )
+    total = math.ceil(len(run.dataset.labels[run.name]) / config.eval_batch_size)
+
+    def watched():
+        for batch in tqdm(batches, total=total, desc=f"{run.name} evaluation", unit="batch"):
+            if run.stop_asked():
+                raise Stop(f"stopped while evaluating {run.name}; its training is saved")
+            yield batch
+
+    sharding = NamedSharding(run.mesh, PartitionSpec(run.mesh.axis_names[0]))
+
+    def predict(params, images):
+        # Every process reads all images of a fold and hands its devices their part.
+        images = np.asarray(images)
+        placed = jax.make_array_from_callback(images.shape, sharding, lambda i: images[i])
+        return program.predict_step(params, placed)
+
+    predictions, _ = evaluate_fold(predict, params, run.dataset, run.name, watched())
+    return predictions
+
+
+def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a training batch, for tracing without data."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "mixed_label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "mix": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+    }

@@ -1,0 +1,1 @@
+"""Experiments, one file each; `python -m bcvit_jax.main --config=configs/NAME.py`."""

@@ -1,0 +1,47 @@
+"""A small BCViT from scratch on pbc10 (5,800 real cells, ten classes), for two CPU cores.
+
+    python -m data_prep.build folder --images PBC10 --out data/pbc10
+    python -m bcvit_jax.main --config=configs/pbc10.py
+    python -m bcvit_jax.main --config=configs/pbc10.py:short
+
+`:short` is the same recipe in at most six minutes, for comparisons.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = ""):
+    """AdamW with warm-up and cosine, crops, flips, turns and colour jitter."""
+    if variant not in ("", "short"):
+        raise ValueError(f"configs/pbc10.py has no variant {variant!r}; it knows short")
+    config = base.get_config()
+    config.title = "BCViT-Tiny from scratch on pbc10"
+    config.folds = (0,)
+    config.epochs = 20
+    config.batch_size = 64
+    config.eval_batch_size = 128
+
+    config.model.name = "bcvit_tiny_patch16_s12_128"
+    config.model.depth = 6
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 2.0
+    config.optimizer.clip_norm = 1.0
+
+    config.data.path = "data/pbc10"
+    config.data.centre_crop = 0.75
+    config.data.flips_turns = True
+    config.data.crop_area = (0.6, 1.0)
+    config.data.crop_ratio = (0.9, 1.1)
+    config.data.brightness = 0.2
+    config.data.contrast = 0.2
+    config.data.saturation = 0.2
+    config.data.hue = 0.02
+    config.data.cache = "data/cache"
+    config.data.cache_size = 160
+    config.data.threads = 1
+    if variant == "short":
+        config.epochs = 5
+    return config

@@ -1,0 +1,158 @@
+"""Layers against XLA's own convolution, PyTorch, and equation 1."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from jax import lax
+
+from bcvit_jax.models.layers import (
+    Convolution,
+    Dense,
+    LayerNorm,
+    extract_patches,
+    grid_shape,
+    patch_rows,
+    separate_gradient,
+)
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride", "rows", "columns"),
+    [
+        (224, 224, 16, 12, 18, 18),
+        (224, 224, 16, 16, 14, 14),
+        (224, 224, 32, 24, 9, 9),
+        (224, 224, 32, 32, 7, 7),
+        (128, 128, 16, 12, 10, 10),
+        (16, 16, 16, 12, 1, 1),
+        (27, 28, 16, 12, 1, 2),
+        (40, 100, 5, 3, 12, 32),
+    ],
+)
+def test_equation_1_counts_the_patches(height, width, size, stride, rows, columns):
+    assert grid_shape(height, width, size, stride) == (rows, columns)
+    assert rows == len(range(0, height - size + 1, stride))
+    assert columns == len(range(0, width - size + 1, stride))
+
+
+# Image heights and widths leave remainders that no patch covers.
+CONVOLUTIONS = [
+    pytest.param(16, 12, 0, 64, 53, id="patch16-stride12"),
+    pytest.param(16, 16, 0, 50, 48, id="patch16-stride16"),
+    pytest.param(32, 24, 0, 83, 56, id="patch32-stride24"),
+    pytest.param(32, 32, 0, 64, 96, id="patch32-stride32"),
+    pytest.param(3, 2, 1, 16, 22, id="stem"),
+    pytest.param(5, 3, 0, 21, 17, id="coprime"),
+    pytest.param(4, 3, 2, 15, 19, id="padded"),
+    pytest.param(2, 3, 0, 11, 9, id="gaps"),
+    pytest.param(7, 7, 0, 7, 7, id="one-patch"),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "height", "width"), CONVOLUTIONS)
+def test_embedding_is_a_convolution(size, stride, padding, height, width):
+    layer = Convolution(3, 8, size, stride, padding=padding, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(-1, 1, (2, height, width, 3)), jnp.float32)
+    bias = jnp.asarray(rng.normal(0, 1, 8), jnp.float32)
+    graph, rest = nnx.split(layer)
+
+    def ours(images, kernel, bias):
+        module: Any = nnx.merge(graph, rest)
+        module.kernel[...], module.bias[...] = kernel, bias
+        return module(images)
+
+    def theirs(images, kernel, bias):
+        edges = [(padding, padding)] * 2
+        names = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(
+            images, kernel, (stride, stride), edges, dimension_numbers=names
+        )
+        return y + bias[None, None, None]
+
+    arguments = (images, layer.kernel[...], bias)
+    y, gradient = jax.vjp(ours, *arguments)
+    expected, expected_gradient = jax.vjp(theirs, *arguments)
+    assert y.shape == expected.shape
+    assert y.shape[1:3] == grid_shape(height + 2 * padding, width + 2 * padding, size, stride)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    weight = jnp.asarray(rng.normal(0, 1, y.shape) / y.size**0.5, jnp.float32)
+    for mine, reference in zip(gradient(weight), expected_gradient(weight), strict=True):
+        assert float(jnp.abs(reference).max()) > 1e-3
+        np.testing.assert_allclose(mine, reference, rtol=0, atol=1e-5)
+
+
+def test_a_patch_holds_the_pixels_of_its_window():
+    image = jnp.arange(1 * 20 * 18 * 1, dtype=jnp.float32).reshape(1, 20, 18, 1)
+    patches = np.asarray(extract_patches(image, 8, 6))
+    for row in range(3):
+        for column in range(2):
+            window = np.asarray(image[0, 6 * row : 6 * row + 8, 6 * column : 6 * column + 8])
+            assert sorted(patches[0, row, column]) == sorted(window.ravel())
+
+
+def test_kernel_and_patches_are_in_the_same_order():
+    kernel = jnp.arange(8 * 8 * 3, dtype=jnp.float32).reshape(8, 8, 3, 1)
+    image = kernel[None, :, :, :, 0]
+    patch = extract_patches(image, 8, 6)[0, 0, 0]
+    np.testing.assert_array_equal(patch, patch_rows(kernel, 6)[:, 0])
+
+
+def test_layer_norm_is_pytorchs():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (4, 7, 32)).astype(np.float32)
+    layer = LayerNorm(32)
+    layer.scale[...] = jnp.asarray(rng.normal(1, 0.3, 32), jnp.float32)
+    layer.bias[...] = jnp.asarray(rng.normal(0, 0.3, 32), jnp.float32)
+    weight, bias = (torch.tensor(np.asarray(v[...])) for v in (layer.scale, layer.bias))
+    expected = torch.nn.functional.layer_norm(torch.tensor(x), (32,), weight, bias, 1e-6)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_layer_norm_of_a_constant_is_its_bias():
+    layer = LayerNorm(8)
+    layer.bias[...] = jnp.arange(8.0)
+    np.testing.assert_array_equal(layer(jnp.full((2, 8), 3.0)), np.tile(np.arange(8.0), (2, 1)))
+    gradient = jax.grad(lambda x: layer(x).sum())(jnp.zeros((1, 8)))
+    assert bool(jnp.isfinite(gradient).all())
+
+
+def test_dense_is_pytorchs_with_its_kernel_transposed():
+    layer = Dense(6, 4, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.arange(4.0)
+    x = np.random.default_rng(0).normal(0, 1, (3, 5, 6)).astype(np.float32)
+    weight = torch.tensor(np.asarray(layer.kernel[...]).T.copy())
+    bias = torch.tensor(np.asarray(layer.bias[...]))
+    expected = torch.nn.functional.linear(torch.tensor(x), weight, bias)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_at_rest_are_float32_whatever_the_arithmetic(dtype):
+    layers = (
+        Dense(4, 6, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)),
+        LayerNorm(4, dtype=jnp.dtype(dtype)),
+        Convolution(4, 6, 2, 1, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)),
+    )
+    for layer in layers:
+        assert {str(v.dtype) for v in jax.tree.leaves(nnx.state(layer))} == {"float32"}
+        assert layer(jnp.ones((1, 3, 3, 4))).dtype == dtype
+
+
+def test_separate_gradient_changes_no_number():
+    x = jnp.asarray(np.random.default_rng(0).normal(0, 1, (4, 8)), jnp.float32)
+
+    def loss(x, barrier):
+        return jnp.sin(barrier(x * 3.0)).sum()
+
+    for differentiate in (jax.value_and_grad, jax.jit(jax.value_and_grad, static_argnums=0)):
+        with_barrier = differentiate(lambda x: loss(x, separate_gradient))(x)
+        without = differentiate(lambda x: loss(x, lambda y: y))(x)
+        jax.tree.map(np.testing.assert_array_equal, with_barrier, without)
