@@ -1,6 +1,6 @@
 """The paper: BCViT-Base, patch 16, stride 12, five folds of AML-Cytomorphology_LMU.
 
-    python -m data_prep.build lmu --images AML-Cytomorphology_LMU --out data/lmu
+    python -m data_prep.build folder --images AML-Cytomorphology_LMU --min-images 31 --out data/lmu
     python -m bcvit_jax.main --config=configs/base.py
     python -m bcvit_jax.main --config=configs/base.py:literal
 
@@ -8,15 +8,17 @@
 result: not measured yet (they need the data set and a GPU).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Any:
     """Section 3 of the paper; `variant` is "" or "literal"."""
     if variant not in ("", "literal"):
         raise ValueError(f"configs/base.py has no variant {variant!r}; it knows literal")
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.title = "BCViT-Base, overlapping patches, contrastive loss"
     config.folds = (0, 1, 2, 3, 4)
     config.train_folds = ()

@@ -7,7 +7,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -115,7 +115,9 @@ def _run(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
-        yield from pool.map(scan_batch, *zip(*tasks, strict=True))
+        with _ctrl_c_for_the_parent():
+            results = pool.map(scan_batch, *zip(*tasks, strict=True))  # starts the processes
+        yield from results
     except BrokenProcessPool as error:
         raise BuildError(
             "A reading process was killed, most likely for memory: try a smaller --workers."
@@ -128,9 +130,21 @@ def _run(
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _ctrl_c_for_the_parent() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C from their first moment: the parent ends them."""
+    if threading.current_thread() is not threading.main_thread():  # no signals to set there
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the parent, even if it is killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

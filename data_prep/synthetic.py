@@ -290,7 +290,7 @@ def render_dataset(
     ]
     work = partial(_render_file, directory, size, seed)
     workers = workers or _usable_cores()
-    progress = partial(tqdm, total=len(jobs), desc="rendering", unit="image")
+    progress = partial(tqdm, total=len(jobs), desc="rendering", unit="image", disable=None)
     if workers == 1:
         rows = [work(job) for job in progress(jobs)]
     else:

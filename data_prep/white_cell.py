@@ -247,7 +247,7 @@ def _lobed(rng: np.random.Generator, u: Field, v: Field, radius: float, look: Nu
     count = int(rng.integers(look.lobes[0], look.lobes[1] + 1))
     own = radius * math.sqrt(rng.uniform(*look.share) / count)
     path = (radius * 0.97 - own - 0.3) * rng.uniform(0.88, 1.0)
-    gap = rng.uniform(0.35, 0.7)
+    gap = own * rng.uniform(0.2, 0.4)
     step = 2 * math.asin(min((own + gap / 2) / path, 1.0))
     step = min(step, 2 * math.pi / max(count, 2.6))
     angles = [(number - (count - 1) / 2) * step for number in range(count)]
@@ -262,7 +262,9 @@ def _lobed(rng: np.random.Generator, u: Field, v: Field, radius: float, look: Nu
     for centre, angle in zip(centres, angles, strict=True):
         stretch, size = rng.uniform(0.78, 1.05), own * math.exp(rng.normal(0.0, 0.08))
         axes = (size / stretch, size * stretch)
-        lobe = shapes.ellipse(u, v, centre, axes, angle + rng.normal(0.0, 0.3))
+        # Two lobes stand side by side, those of a longer row point outwards.
+        tilt = (angle if count > 2 else 0.0) + rng.normal(0.0, 0.3)
+        lobe = shapes.ellipse(u, v, centre, axes, tilt)
         nucleus = np.minimum(nucleus, lobe)
     for start, end in pairwise(centres):
         thread = shapes.capsule(u, v, start, end, rng.uniform(0.16, 0.26))

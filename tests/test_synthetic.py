@@ -32,7 +32,7 @@ def test_table_holds_the_ten_types():
     for kind in CELL_TYPES:
         ranges = (kind.diameter, kind.nucleus.share, kind.nucleus.density, kind.nucleus.clumping)
         assert all(0 < low <= high for low, high in ranges), kind.code
-        assert 8 <= kind.diameter[0] and kind.diameter[1] <= 20, kind.code
+        assert kind.diameter[0] >= 8 and kind.diameter[1] <= 20, kind.code
         assert kind.nucleus.share[1] < 1, kind.code
 
 
@@ -62,7 +62,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_dataset_layout(dataset: Path):
-    rows = list(csv.DictReader((dataset / "groups.csv").open(encoding="utf-8")))
+    with (dataset / "groups.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "slide"]
     files = {path.relative_to(dataset).as_posix() for path in dataset.rglob("*.png")}
     assert {row["path"] for row in rows} == files and len(files) == 600
@@ -85,7 +86,7 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path: Path):
 
 
 def test_a_linear_look_at_thumbnails_is_not_enough(dataset: Path):
-    """Logistic regression on 16x16 thumbnails, five folds, the best of three strengths: ≤ 0.6."""
+    """Logistic regression on 16x16 thumbnails, five folds, the best of two strengths: ≤ 0.6."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     selection = pytest.importorskip("sklearn.model_selection")
     paths = sorted(dataset.rglob("*.png"))
@@ -95,8 +96,7 @@ def test_a_linear_look_at_thumbnails_is_not_enough(dataset: Path):
     labels = np.array([path.parent.name for path in paths])
     folds = selection.StratifiedKFold(5, shuffle=True, random_state=0)
     scores = []
-    for strength in (1e-3, 1e-2, 1.0):
-        # Stopped early at C=1 without harm: the scores have settled, the weights have not.
+    for strength in (0.01, 1.0):
         model = linear_model.LogisticRegression(C=strength, tol=0.02, max_iter=1000)
         scores.append(selection.cross_val_score(model, pixels, labels, cv=folds).mean())
     assert 0.2 < max(scores) <= 0.6, scores
@@ -115,12 +115,13 @@ def test_nucleus_share_ranks_the_types_as_in_blood():
 
 def lobes(code: str, seed: int) -> int:
     """Parts of the nucleus left when its threads are eroded away."""
-    drawn = draw(code, seed, 224)[1]
+    drawn = draw(code, seed, 160)[1]
     size = drawn.cell.sum()
     distance = np.asarray(ndimage.distance_transform_edt(drawn.nucleus))
-    labels, count = ndimage.label(distance > 0.035 * np.sqrt(size))
-    areas = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, count + 1))
-    return int((np.asarray(areas) > 0.003 * size).sum())
+    parts = np.zeros(distance.shape, dtype=np.int32)
+    ndimage.label(distance > 0.035 * np.sqrt(size), output=parts)
+    areas = np.bincount(parts.ravel())[1:]
+    return int((areas > 0.003 * size).sum())
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ PRESETS: dict[str, BCViTConfig] = {
     "bcvit_small_patch16_s12_224": BCViTConfig(**_SMALL),
     "bcvit_small_patch16_s16_224": BCViTConfig(**_SMALL, stride=16),
     "bcvit_tiny_patch16_s12_128": BCViTConfig(**_TINY, image_size=128, depth=6),
+    "bcvit_tiny_conv_patch16_s12_112": BCViTConfig(
+        **_TINY, image_size=112, depth=4, stem=(64, 128)
+    ),
     "vit_tiny_patch16_224": BCViTConfig(**_TINY, **_PLAIN),
     "vit_small_patch16_224": BCViTConfig(**_SMALL, **_PLAIN),
     "vit_base_patch16_224": BCViTConfig(**_BASE, **_PLAIN),

@@ -6,6 +6,7 @@ The same code with `selection=False` and `activation="gelu"` is the plain Vision
 """
 
 import dataclasses
+import itertools
 from typing import Literal, NamedTuple
 
 import jax
@@ -130,7 +131,7 @@ class PatchEmbedding(nnx.Module):
         channels = (3, *config.stem)
         self.stem = nnx.List(
             Convolution(i, o, 3, 2, padding=1, rngs=rngs, dtype=dtype)
-            for i, o in zip(channels[:-1], channels[1:], strict=True)
+            for i, o in itertools.pairwise(channels)
         )
         self.stem_norms = nnx.List(LayerNorm(o, dtype=dtype) for o in config.stem)
         self.projection = Convolution(
