@@ -5,9 +5,11 @@ BIN := .venv/bin
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
-demo: .venv/base
-	$(BIN)/python -m data_prep.build synthetic --out data/synthetic --if-missing
+demo: .venv/base data/synthetic/dataset_info.json
 	$(BIN)/python -m bcvit_jax.main --config=configs/demo.py
+
+data/synthetic/dataset_info.json: | .venv/base
+	$(BIN)/python -m data_prep.build synthetic --out data/synthetic
 
 test: .venv/test
 	$(BIN)/ruff format --check .

@@ -190,7 +190,7 @@ def make_mesh() -> Mesh:
 def check_run(config: RunConfig, dataset: CellDataset) -> None:
     """All that can be known to be wrong before any work starts; UserError with the first fault."""
     check_folds(dataset, config.folds)
-    check_folds(dataset, config.train_folds)
+    check_folds(dataset, train_folds(config, dataset, config.folds[0]))
     network_config(config, len(dataset.class_names))
     for fold in config.folds:
         if fold in config.train_folds:
@@ -425,6 +425,7 @@ def to_devices(
     for batch in batches:
         yield ahead
         ahead = put(batch)
+    yield ahead
 
 
 def predict_fold(run: FoldRun, program: Program, params: Any) -> Predictions:

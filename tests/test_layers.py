@@ -1,6 +1,6 @@
 """Layers against XLA's own convolution, PyTorch, and equation 1."""
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -61,30 +61,35 @@ def test_embedding_is_a_convolution(size, stride, padding, height, width):
     layer = Convolution(3, 8, size, stride, padding=padding, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.uniform(-1, 1, (2, height, width, 3)), jnp.float32)
-    bias = jnp.asarray(rng.normal(0, 1, 8), jnp.float32)
-    graph, rest = nnx.split(layer)
+    layer.bias[...] = jnp.asarray(rng.normal(0, 1, 8), jnp.float32)
+    graph, params = nnx.split(layer)
 
-    def ours(images, kernel, bias):
-        module: Any = nnx.merge(graph, rest)
-        module.kernel[...], module.bias[...] = kernel, bias
-        return module(images)
+    def ours(images, params):
+        return nnx.merge(graph, params)(images)
 
-    def theirs(images, kernel, bias):
+    def theirs(images, params):
         edges = [(padding, padding)] * 2
+        kernel, bias = params["kernel"][...], params["bias"][...]
         names = ("NHWC", "HWIO", "NHWC")
         y = lax.conv_general_dilated(
             images, kernel, (stride, stride), edges, dimension_numbers=names
         )
         return y + bias[None, None, None]
 
-    arguments = (images, layer.kernel[...], bias)
-    y, gradient = jax.vjp(ours, *arguments)
-    expected, expected_gradient = jax.vjp(theirs, *arguments)
-    assert y.shape == expected.shape
-    assert y.shape[1:3] == grid_shape(height + 2 * padding, width + 2 * padding, size, stride)
+    rows, columns = grid_shape(height + 2 * padding, width + 2 * padding, size, stride)
+    weight = rng.normal(0, 1, (2, rows, columns, 8)) / (16 * rows * columns) ** 0.5
+
+    @partial(jax.jit, static_argnums=0)
+    def value_and_gradients(function, images, params):
+        y, gradient = jax.vjp(function, images, params)
+        return y, gradient(jnp.asarray(weight, jnp.float32))
+
+    y, gradient = value_and_gradients(ours, images, params)
+    expected, expected_gradient = value_and_gradients(theirs, images, params)
+    assert y.shape == expected.shape == (2, rows, columns, 8)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
-    weight = jnp.asarray(rng.normal(0, 1, y.shape) / y.size**0.5, jnp.float32)
-    for mine, reference in zip(gradient(weight), expected_gradient(weight), strict=True):
+    arrays = zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True)
+    for mine, reference in arrays:
         assert float(jnp.abs(reference).max()) > 1e-3
         np.testing.assert_allclose(mine, reference, rtol=0, atol=1e-5)
 
@@ -152,7 +157,7 @@ def test_separate_gradient_changes_no_number():
     def loss(x, barrier):
         return jnp.sin(barrier(x * 3.0)).sum()
 
-    for differentiate in (jax.value_and_grad, jax.jit(jax.value_and_grad, static_argnums=0)):
-        with_barrier = differentiate(lambda x: loss(x, separate_gradient))(x)
-        without = differentiate(lambda x: loss(x, lambda y: y))(x)
-        jax.tree.map(np.testing.assert_array_equal, with_barrier, without)
+    with_barrier = jax.value_and_grad(lambda x: loss(x, separate_gradient))
+    without = jax.value_and_grad(lambda x: loss(x, lambda y: y))
+    for compiled in (lambda f: f, jax.jit):
+        jax.tree.map(np.testing.assert_array_equal, compiled(with_barrier)(x), compiled(without)(x))

@@ -7,7 +7,7 @@ The same code with `selection=False` and `activation="gelu"` is the plain Vision
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,10 @@ class BCViTConfig:
             self.width % self.heads == 0,
             f"width {self.width} is not a multiple of heads {self.heads}; change one of them",
         )
+        width = self.squeeze_width
+        _require(width >= 0, f"squeeze_width is {width}; it must be >= 0 (0: the number of maps)")
+        channels = f"stem is {self.stem}; it must be channels, each >= 1, or ()"
+        _require(all(c >= 1 for c in self.stem), channels)
         _require(0 <= self.drop_path < 1, f"drop_path is {self.drop_path}; it must be in [0, 1)")
         reduction = 2 ** len(self.stem)
         _require(
@@ -286,7 +290,7 @@ class SparseAttention(nnx.Module):
         """
         tokens = jnp.take_along_axis(z[:, 1:], kept[:, :, None], axis=1)
         if self.selection_gradient == "straight_through":
-            gate = 1.0 + weights - jax.lax.stop_gradient(weights)
+            gate = 1.0 + (weights - jax.lax.stop_gradient(weights))  # exactly 1
             tokens = tokens * gate[:, :, None].astype(tokens.dtype)
         return jnp.concatenate([z[:, :1], tokens], axis=1)
 
@@ -324,7 +328,13 @@ class BCViT(nnx.Module):
         self.norm = LayerNorm(config.width, dtype=jnp.float32)
         self.head = Dense(config.width, config.num_classes, rngs=rngs)
 
-    def __call__(self, images, *, key=None, full_maps: bool = False):
+    @overload
+    def __call__(self, images, *, key=None, full_maps: Literal[False] = False) -> Output: ...
+    @overload
+    def __call__(
+        self, images, *, key=None, full_maps: Literal[True]
+    ) -> tuple[Output, jax.Array]: ...
+    def __call__(self, images, *, key=None, full_maps=False):
         """images [b, H, W, 3] float in [−1, 1] -> Output, or (Output, maps [l, b, h, n, n]).
 
         `key` turns stochastic depth on (training). ValueError for images of another size.
@@ -334,7 +344,7 @@ class BCViT(nnx.Module):
             raise ValueError(f"images are {images.shape[1:]}; this network takes {side}×{side}×3")
         z, rows = self.encode(images, key=key, full_maps=full_maps)
         kept = jnp.zeros((images.shape[0], 0), jnp.int32)
-        if self.config.selection:
+        if self.config.selection and rows is not None:
             class_rows = rows[:, :, :, 0] if full_maps else rows
             kept, weights = self.sparse_attention.select(class_rows)
             z = self.sparse_attention.gather(z, kept, weights)

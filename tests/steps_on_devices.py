@@ -1,0 +1,66 @@
+"""Twenty train steps on all devices there are; prints the metrics as JSON for test_train.py."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
+from bcvit_jax.data import DataConfig
+from bcvit_jax.losses import contrastive
+from bcvit_jax.train import make_mesh, make_program, to_devices
+from tests.networks import random_batch
+
+STEPS, BATCH = 20, 16
+OPTIMIZERS = {
+    "sgd": OptimizerConfig(learning_rate=0.02, milestones=(2,)),
+    "adamw": OptimizerConfig(
+        name="adamw", learning_rate=1e-3, schedule="cosine", warmup_epochs=1.0, clip_norm=1.0
+    ),
+}
+
+
+def run_config(optimizer: str) -> RunConfig:
+    """A network of two blocks on 32×32 pixels, everything random switched on."""
+    model = dict(name="bcvit_tiny_patch16_s12_128", image_size=32, patch_size=8, stride=6)
+    model |= dict(width=32, heads=2, mlp_width=64, depth=2, drop_path=0.2)
+    loss = LossConfig(label_smoothing=0.1)
+    return RunConfig(
+        "test", model, DataConfig(path=""), OPTIMIZERS[optimizer], loss, batch_size=BATCH
+    )
+
+
+def train(optimizer: str) -> dict[str, list[float]]:
+    """The metrics of every step, by name."""
+    mesh = make_mesh()
+    program = make_program(run_config(optimizer), 5, steps_per_epoch=5, steps=STEPS, mesh=mesh)
+    key = jax.random.key(3)
+    state = program.init(key)
+    batches = to_devices((random_batch(BATCH, seed=seed) for seed in range(STEPS)), mesh)
+    history: dict[str, list[float]] = {}
+    for batch in batches:
+        assert len(batch["image"].sharding.device_set) == jax.device_count()
+        state, metrics = program.train_step(state, batch, key)
+        for name, value in metrics.items():
+            history.setdefault(name, []).append(float(value))
+    assert int(state.step) == STEPS
+    return history
+
+
+def sharded_contrastive() -> dict[str, float]:
+    """Equation 14 of one batch split over the devices, and the mean of each part's own."""
+    features = jax.random.normal(jax.random.key(0), (BATCH, 8))
+    labels = jnp.arange(BATCH) % 3
+    by_batch = NamedSharding(make_mesh(), PartitionSpec("batch"))
+    whole = jax.jit(contrastive, in_shardings=(by_batch, by_batch))(features, labels)
+    parts = jax.device_count()
+    apart = jax.vmap(contrastive)(features.reshape(parts, -1, 8), labels.reshape(parts, -1))
+    return {"whole": float(whole), "apart": float(apart.mean())}
+
+
+if __name__ == "__main__":
+    results = {name: train(name) for name in OPTIMIZERS}
+    facts = {"devices": jax.device_count(), "contrastive": sharded_contrastive()}
+    json.dump(results | facts, sys.stdout)

@@ -1,0 +1,130 @@
+"""Every file in configs/, in every variant: its network, its train step, without computing."""
+
+import importlib
+import inspect
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bcvit_jax.config import RunConfig, from_dict, to_dict
+from bcvit_jax.train import abstract_batch, make_mesh, make_program, network_config
+from configs import base
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+FOLDER = Path(base.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+CLASSES = 10
+
+
+def get_config(name: str, variant: str = ""):
+    function = importlib.import_module(f"configs.{name}").get_config
+    return function(variant) if variant else function()
+
+
+def variants(name: str) -> list[str]:
+    """The default and those that the error about an unknown one names."""
+    function = importlib.import_module(f"configs.{name}").get_config
+    if not inspect.signature(function).parameters:
+        return [""]
+    with pytest.raises(ValueError, match="it knows") as caught:
+        function("no such variant")
+    known = str(caught.value).partition("it knows ")[2]
+    return ["", *re.findall(r"\w+", known.replace(" and ", " ").replace(" or ", " "))]
+
+
+ALL = [(name, variant) for name in NAMES for variant in variants(name)]
+
+
+def run_config(name: str, variant: str = "", **model) -> RunConfig:
+    config = get_config(name, variant)
+    for field, value in model.items():
+        config.model[field] = value
+    return from_dict(config.to_dict())
+
+
+def test_all_are_found():
+    assert {("base", ""), ("base", "literal"), ("pbc10", ""), ("pbc10", "short")} <= set(ALL)
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL, ids=[":".join(both).strip(":") for both in ALL])
+def test_init_and_train_step_fit_together(name, variant):
+    config = run_config(name, variant)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    program = make_program(config, CLASSES, steps_per_epoch=100.0, steps=1000, mesh=make_mesh())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(program.init, key)
+    batch = abstract_batch(config.batch_size, program.model.image_size)
+    after, metrics = jax.eval_shape(program.train_step, state, batch, key)
+
+    def shape_and_type(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    assert shape_and_type(after) == shape_and_type(state)
+    assert {(value.shape, value.dtype) for value in metrics.values()} == {((), jnp.float32)}
+    b = config.eval_batch_size
+    images = abstract_batch(b, program.model.image_size)["image"]
+    logits, kept = jax.eval_shape(program.predict_step, state.params, images)
+    kept_tokens = program.model.heads * program.model.tokens_per_head * program.model.selection
+    assert (logits.shape, kept.shape) == ((b, CLASSES), (b, kept_tokens))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_gives_the_command(name):
+    words = importlib.import_module(f"configs.{name}").__doc__ or ""
+    assert f"python -m bcvit_jax.main --config=configs/{name}.py" in words
+    for variant in variants(name)[1:]:
+        assert f"{name}.py:{variant}" in words or f":{variant}`" in words
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_papers_train_step_lowers_for_cuda(dtype):
+    config = run_config("base", dtype=dtype)
+    program = make_program(config, CLASSES, steps_per_epoch=100.0, steps=1000, mesh=make_mesh())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(program.init, key)
+    traced = program.train_step.trace(state, abstract_batch(32, 224), key)  # pyright: ignore
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    products = "bf16" if dtype == "bfloat16" else "f32"
+    assert f"tensor<32x325x2304x{products}>" in text  # q, k and v of all 325 tokens
+    assert f"tensor<32x13x2304x{products}>" in text  # and of the thirteen kept ones
+
+
+def test_base_is_the_papers_protocol():
+    config = run_config("base")
+    model = network_config(config, CLASSES)
+    sizes = (model.image_size, model.patch_size, model.stride, model.width, model.depth)
+    assert sizes == (224, 16, 12, 768, 12)
+    assert (model.heads, model.mlp_width, model.activation) == (12, 3072, "relu")
+    assert (model.squeeze, model.selection_gradient) == ("max", "straight_through")
+    assert (model.selection_depth, model.tokens_per_head) == ("extra", 1)
+    assert (model.stem, model.drop_path) == ((), 0.0)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 5e-4)
+    assert (optimizer.learning_rate, optimizer.schedule) == (1e-3, "milestones")
+    assert (optimizer.milestones, optimizer.decay) == ((40, 70, 90), 0.1)
+    assert (optimizer.warmup_epochs, optimizer.clip_norm) == (0.0, 0.0)
+    assert (config.epochs, config.batch_size, config.folds) == (100, 32, (0, 1, 2, 3, 4))
+    assert (config.loss.contrastive, config.loss.alpha) == (1.0, 0.4)
+    assert config.loss.label_smoothing == 0.0
+    data = config.data
+    assert (data.path, data.balance, data.balance_target) == ("data/lmu", True, 0)
+    assert not data.flips_turns
+    assert (data.crop_area, data.centre_crop) == ((1.0, 1.0), 1.0)
+    assert not any((data.brightness, data.contrast, data.saturation, data.hue))
+    assert not any((data.mixup, data.cutmix))
+
+
+def test_literal_takes_every_literal_reading_and_nothing_else():
+    paper, literal = (to_dict(run_config("base", variant)) for variant in ("", "literal"))
+    differing = {k for k in paper["model"] if paper["model"][k] != literal["model"][k]}
+    assert differing == {"squeeze", "selection_gradient"}
+    words = {"squeeze": "mean", "selection_gradient": "none", "selection_depth": "extra"}
+    words |= {"tokens_per_head": 1, "activation": "relu", "stride": 12}
+    assert {name: literal["model"][name] for name in words} == words
+    for part in paper.keys() - {"model", "title"}:
+        assert paper[part] == literal[part]

@@ -1,0 +1,356 @@
+"""The optimizer against PyTorch's, the train step, and that devices change no loss."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+from bcvit_jax import losses
+from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
+from bcvit_jax.data import DataConfig
+from bcvit_jax.errors import UserError
+from bcvit_jax.models import BCViT
+from bcvit_jax.train import (
+    State,
+    check_run,
+    make_mesh,
+    make_optimizer,
+    make_program,
+    network_config,
+    scale,
+    to_devices,
+)
+from tests.networks import CLASSES, SIDE, named, random_batch
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# --------------------------------------------------------------------- the optimizer
+
+
+def problem() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Weights of a two-layer network, inputs and targets."""
+    rng = np.random.default_rng(0)
+    weights = {"kernel1": (6, 8), "bias1": (8,), "kernel2": (8, 3), "bias2": (3,)}
+    weights = {k: rng.normal(0, 0.5, shape).astype(np.float32) for k, shape in weights.items()}
+    return weights, rng.normal(0, 1, (16, 6)).astype(np.float32), rng.normal(0, 1, (16, 3))
+
+
+def our_path(config: OptimizerConfig, steps_per_epoch: int, steps: int) -> list[dict]:
+    """The weights after every step."""
+    weights, x, y = problem()
+    optimizer, _ = make_optimizer(config, steps_per_epoch, steps)
+
+    def loss(w):
+        hidden = jnp.tanh(x @ w["kernel1"] + w["bias1"][None])
+        return ((hidden @ w["kernel2"] + w["bias2"][None] - y) ** 2).mean()
+
+    @jax.jit
+    def step(w, state):
+        updates, state = optimizer.update(jax.grad(loss)(w), state, w)
+        return optax.apply_updates(w, updates), state
+
+    w: Any = jax.tree.map(jnp.asarray, weights)
+    state, path = optimizer.init(w), []
+    for _ in range(steps):
+        w, state = step(w, state)
+        path.append(jax.device_get(w))
+    return path
+
+
+def their_path(make, steps_per_epoch: int, steps: int, clip_norm: float = 0.0) -> list[dict]:
+    """The same in PyTorch; `make(weights)` gives the optimizer and its scheduler (or None)."""
+    weights, *data = problem()
+    x, y = (torch.tensor(v, dtype=torch.float32) for v in data)
+    w = {k: torch.tensor(v, requires_grad=True) for k, v in weights.items()}
+    optimizer, scheduler = make(w)
+    path = []
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        hidden = torch.tanh(x @ w["kernel1"] + w["bias1"])
+        ((hidden @ w["kernel2"] + w["bias2"] - y) ** 2).mean().backward()
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(list(w.values()), clip_norm)
+        optimizer.step()
+        if scheduler and step % steps_per_epoch == 0:
+            scheduler.step()
+        path.append({k: v.detach().numpy().copy() for k, v in w.items()})
+    return path
+
+
+def assert_same_path(ours: list[dict], theirs: list[dict], atol: float):
+    assert len(ours) == len(theirs)
+    for mine, reference in zip(ours, theirs, strict=True):
+        for name, value in reference.items():
+            np.testing.assert_allclose(mine[name], value, rtol=0, atol=atol)
+    moved = max(np.abs(theirs[-1][k] - theirs[0][k]).max() for k in theirs[0])
+    assert moved > 0.05
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_sgd_is_pytorchs_across_its_milestones(clip_norm):
+    config = OptimizerConfig(
+        learning_rate=0.1, weight_decay=5e-4, milestones=(2, 4, 5), clip_norm=clip_norm
+    )
+
+    def make(w):
+        optimizer = torch.optim.SGD(w.values(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4, 5], gamma=0.1)
+
+    theirs = their_path(make, 5, 30, clip_norm)
+    assert_same_path(our_path(config, 5, 30), theirs, atol=1e-6)
+
+
+def test_adamw_is_pytorchs_and_decays_kernels_only():
+    config = OptimizerConfig(
+        name="adamw", learning_rate=0.01, weight_decay=0.3, milestones=(3,), clip_norm=0.5
+    )
+
+    def make(w):
+        kernels = [v for k, v in w.items() if k.startswith("kernel")]
+        others = [v for k, v in w.items() if not k.startswith("kernel")]
+        groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.3)
+        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [3], gamma=0.1)
+
+    theirs = their_path(make, 5, 30, clip_norm=0.5)
+    assert_same_path(our_path(config, 5, 30), theirs, atol=2e-6)
+
+
+def test_the_papers_learning_rates():
+    _, schedule = make_optimizer(OptimizerConfig(), steps_per_epoch=12.5, steps=1250)
+    rates = {0: 1e-3, 499: 1e-3, 500: 1e-4, 874: 1e-4, 875: 1e-5, 1124: 1e-5, 1125: 1e-6}
+    for step, rate in rates.items():
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5), step
+
+
+def test_warm_up_then_cosine():
+    config = OptimizerConfig(learning_rate=0.4, schedule="cosine", warmup_epochs=2.0)
+    _, schedule = make_optimizer(config, steps_per_epoch=5, steps=50)
+    for step in range(51):
+        if step <= 10:
+            expected = 0.4 * step / 10
+        else:
+            expected = 0.4 * (1 + math.cos(math.pi * (step - 10) / 40)) / 2
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-7), step
+
+
+def test_warm_up_moves_no_milestone():
+    config = OptimizerConfig(learning_rate=0.4, milestones=(4, 6), warmup_epochs=2.0)
+    _, schedule = make_optimizer(config, steps_per_epoch=5, steps=50)
+    rates = {0: 0.0, 5: 0.2, 10: 0.4, 19: 0.4, 20: 0.04, 29: 0.04, 30: 0.004, 49: 0.004}
+    for step, rate in rates.items():
+        assert float(schedule(step)) == pytest.approx(rate, abs=1e-7), step
+
+
+# ---------------------------------------------------------------------- the train step
+
+
+def run_config(**fields) -> RunConfig:
+    model = dict(name="bcvit_tiny_patch16_s12_128", image_size=SIDE, patch_size=8, stride=6)
+    model |= dict(width=32, heads=2, mlp_width=64, depth=2)
+    return RunConfig("test", model, DataConfig(path=""), batch_size=8, **fields)
+
+
+def test_decayed_arrays_of_the_network():
+    """AdamW decays the kernels: no bias, no norm, neither class token nor positions."""
+    config = run_config(optimizer=OptimizerConfig(name="adamw", weight_decay=0.1, milestones=()))
+    optimizer, _ = make_optimizer(config.optimizer, 1, 1)
+    params = nnx.state(BCViT(network_config(config, CLASSES), rngs=nnx.Rngs(0)), nnx.Param)
+    ones = jax.tree.map(jnp.ones_like, params)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(ones), ones)
+    decayed = {name for name, value in named(updates).items() if float(jnp.abs(value).max()) > 0}
+    assert decayed == {name for name in named(params) if name.endswith(".kernel")}
+    assert len(decayed) > 10
+
+
+def test_a_train_step_is_the_mathematics_written_out():
+    config = run_config(
+        loss=LossConfig(contrastive=0.7, alpha=0.3, label_smoothing=0.1),
+        optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.0, weight_decay=0.01),
+    )
+    mesh = make_mesh()
+    program = make_program(config, CLASSES, 5, 20, mesh)
+    state = program.init(jax.random.key(0))
+    before = jax.device_get(state.params)
+    batch = random_batch(8)
+    assert 0 < (batch["mix"] < 1).sum() < 8
+    placed = next(to_devices(iter([batch]), mesh))
+    state, metrics = program.train_step(state, placed, jax.random.key(1))
+
+    graph, _ = nnx.split(BCViT(program.model, rngs=nnx.Rngs(0)))
+    pixels = jnp.asarray(batch["image"].astype(np.float32) / 127.5 - 1.0)
+    majority = np.where(batch["mix"] >= 0.5, batch["label"], batch["mixed_label"])
+    target = np.eye(CLASSES)[batch["label"]] * batch["mix"][:, None]
+    target += np.eye(CLASSES)[batch["mixed_label"]] * (1 - batch["mix"][:, None])
+    target = jnp.asarray(0.9 * target + 0.1 / CLASSES, jnp.float32)
+
+    def loss(params):
+        output = nnx.merge(graph, params)(pixels)
+        entropy = -(target * jax.nn.log_softmax(output.logits)).sum(-1).mean()
+        alike = losses.contrastive(output.feature, jnp.asarray(majority), alpha=0.3)
+        return entropy + 0.7 * alike, (entropy, alike, output.logits)
+
+    (total, (entropy, alike, logits)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        before
+    )
+    expected = {"loss": total, "cross_entropy": entropy, "contrastive": alike}
+    expected["top1"] = (np.asarray(logits).argmax(-1) == majority).mean()
+    squares = sum(float((np.asarray(g) ** 2).sum()) for g in jax.tree.leaves(gradient))
+    expected |= {"gradient_norm": squares**0.5, "learning_rate": 0.1}
+    assert set(metrics) == set(expected)
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(float(value), abs=1e-5), name
+    moved = jax.tree.map(lambda p, g: p - 0.1 * (g + 0.01 * p), before, gradient)
+    for name, value in named(state.params).items():
+        np.testing.assert_allclose(value, named(moved)[name], rtol=0, atol=1e-6, err_msg=name)
+    assert int(state.step) == 1
+
+    logits, kept = program.predict_step(before, jnp.asarray(batch["image"]))
+    output = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(before, pixels)
+    np.testing.assert_allclose(logits, output.logits, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(kept, output.kept)
+
+
+def test_a_network_learns_one_batch_by_heart():
+    config = run_config(
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, schedule="cosine")
+    )
+    program = make_program(config, CLASSES, 30, 60, make_mesh())
+    state = program.init(jax.random.key(0))
+    batch = random_batch(8) | {"mix": np.ones(8, np.float32)}
+    history = []
+    for _ in range(60):
+        state, metrics = program.train_step(state, batch, jax.random.key(0))
+        history.append(metrics)
+    assert float(history[0]["top1"]) < 1.0
+    assert float(history[-1]["top1"]) == 1.0
+    assert float(history[-1]["loss"]) < 0.2 * float(history[0]["loss"])
+
+
+def test_the_seed_decides_the_start():
+    program = make_program(run_config(), CLASSES, 1, 1, make_mesh())
+    first, again, other = (program.init(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert isinstance(first, State)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), named(first.params), named(again.params))
+    assert all(same.values())
+    assert not bool(
+        (named(first.params)["head.kernel"] == named(other.params)["head.kernel"]).all()
+    )
+
+
+def test_pixels_are_scaled_to_minus_one_and_one():
+    pixels = scale(jnp.asarray([0, 255, 51], jnp.uint8))
+    np.testing.assert_allclose(pixels, [-1.0, 1.0, -0.6], atol=1e-6)
+
+
+def test_every_batch_reaches_the_devices_once_and_in_order():
+    batches = [random_batch(8, side=8, seed=seed) for seed in range(3)]
+    placed = list(to_devices(iter(batches), make_mesh()))
+    assert len(placed) == 3
+    for batch, there in zip(batches, placed, strict=True):
+        assert set(there) == set(batch)
+        for name, value in batch.items():
+            np.testing.assert_array_equal(there[name], value)
+
+
+# ------------------------------------------------------------------ one device or eight
+
+
+@pytest.fixture(scope="module")
+def on_devices() -> dict[int, Any]:
+    """`steps_on_devices.py` on one device and on eight simulated ones."""
+    running = {}
+    for count in (1, 8):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        command = [sys.executable, "-W", "error", "-m", "tests.steps_on_devices"]
+        running[count] = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    results = {}
+    for count, process in running.items():
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+        results[count] = json.loads(output)
+        assert results[count]["devices"] == count
+    return results
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_one_device_and_eight_give_the_same_losses(on_devices, optimizer):
+    one, eight = (on_devices[count][optimizer] for count in (1, 8))
+    for name in ("loss", "cross_entropy", "contrastive"):
+        assert len(one[name]) == 20
+        np.testing.assert_allclose(eight[name], one[name], rtol=0, atol=1e-5, err_msg=name)
+    assert min(one["contrastive"]) > 1e-3
+    assert abs(one["loss"][-1] - one["loss"][0]) > 1e-2
+
+
+def test_the_contrastive_loss_spans_all_devices(on_devices):
+    one, eight = (on_devices[count]["contrastive"] for count in (1, 8))
+    assert eight["whole"] == pytest.approx(one["whole"], abs=1e-6)
+    assert abs(eight["whole"] - eight["apart"]) > 1e-2
+
+
+# ----------------------------------------------------------------- faults before any work
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({}, ["config.model.name is not set"]),
+        ({"name": "vit_tny_patch16_224"}, ["config.model:", "did you mean 'vit_tiny_patch16_224'"]),
+        ({"name": "vit_tiny_patch16_224", "stride": 0}, ["config.model: stride is 0"]),
+        ({"name": "vit_tiny_patch16_224", "widht": 3}, ["config.model:", "did you mean 'width'"]),
+        ({"name": "vit_tiny_patch16_224", "image_size": 8}, ["image_size 8", "patch_size 16"]),
+    ],
+)
+def test_a_wrong_network_is_a_user_error(model, words):
+    config = RunConfig("test", model, DataConfig(path=""))
+    with pytest.raises(UserError) as caught:
+        network_config(config, 10)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(folds=(7,)), ["7"]),
+        (dict(folds=(0,), train_folds=(0, 1)), ["fold 0", "config.train_folds"]),
+        (dict(batch_size=12), ["config.batch_size is 12", "8 devices", "multiple of 8"]),
+        (dict(eval_batch_size=20), ["config.eval_batch_size is 20", "multiple of 8"]),
+    ],
+)
+def test_a_wrong_run_is_a_user_error(fields, words, cells, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    fields = dict(folds=(0,), batch_size=16, eval_batch_size=16) | fields
+    model = {"name": "vit_tiny_patch16_224"}
+    check_run(RunConfig("test", model, DataConfig(path=""), folds=(1,), batch_size=16), cells)
+    with pytest.raises(UserError) as caught:
+        check_run(RunConfig("test", model, DataConfig(path=""), **fields), cells)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_nothing_left_to_train_on_is_a_user_error():
+    dataset: Any = SimpleNamespace(folds=("fold0",), class_names=("A", "B"))
+    config = RunConfig("test", {"name": "vit_tiny_patch16_224"}, DataConfig(path=""), folds=(0,))
+    with pytest.raises(UserError, match="nothing is left to train on beside fold 0"):
+        check_run(config, dataset)
