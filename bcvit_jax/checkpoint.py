@@ -8,15 +8,19 @@ flipped bits silently, so the sums are verified before anything is read.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from bcvit_jax.errors import UserError
+from bcvit_jax.errors import RunError, UserError
 
 _SUMS = "SHA256SUMS"
 
@@ -40,27 +44,34 @@ class Checkpoints:
     def save(self, step: int, state: Any, extra: dict) -> Path:
         """Write `state` (a pytree of arrays) and `extra` (JSON) for `step`; returns the folder.
 
-        All processes call it; the first one writes the sums and renames. OSError, such as a full
-        disk, is raised and leaves the older checkpoints as they were.
+        All processes call it; the first one writes the sums and renames. Errors: RunError where it
+        can't be written, such as on a full disk; the older checkpoints are as they were.
         """
-        final = self.path(step)
-        partial = self.directory / f".partial-{step:08d}"
+        final, partial = self.path(step), self._partial(step)
         first = jax.process_index() == 0
-        if first:
-            self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            if first:
+                self._clean()
+                partial.mkdir(parents=True)
+            _wait_for_all(f"save-{step}")
+            ocp.save(str(partial / "state"), _flatten(state))
+            if first:
+                (partial / "extra.json").write_text(json.dumps({"step": step, **extra}))
+                _write_sums(partial)
+                self._discard(step)
+                os.replace(partial, final)
+                _sync_folder(self.directory)
+                for old in self.steps()[: -self.keep]:
+                    self._discard(old)
+        except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-        _wait_for_all(f"save-{step}")
-        ocp.save_pytree(partial / "state", _flatten(state))
-        if first:
-            (partial / "extra.json").write_text(json.dumps({"step": step, **extra}))
-            _write_sums(partial)
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(partial, final)
-            _sync_folder(self.directory)
-            for old in self.steps()[: -self.keep]:
-                shutil.rmtree(self.path(old), ignore_errors=True)
+            cause = _system_error(error)
+            if cause is None:
+                raise
+            raise RunError(
+                f"checkpoint {final} can't be written ({cause}); make room or mend the folder, "
+                f"then the same command again goes on from {self._newest()}"
+            ) from error
         _wait_for_all(f"saved-{step}")
         return final
 
@@ -71,49 +82,95 @@ class Checkpoints:
         through `warn`, renamed to `*.bad`, and the next older one is taken. UserError when every
         checkpoint is bad, or when a good one holds other arrays than `abstract`.
         """
+        step = self._newest_good() if jax.process_index() == 0 else -1
+        step = _of_the_first(step)
+        if step < 0:
+            if step == _ALL_BAD:
+                raise UserError(
+                    f"every checkpoint in {self.directory} is damaged; restore one from a backup, "
+                    "or delete the folder to train anew"
+                )
+            return None
+        path = self.path(step)
+        return step, _read_state(path, abstract), json.loads((path / "extra.json").read_text())
+
+    def _newest_good(self) -> int:
+        """Its step, _NONE or _ALL_BAD; sets worse ones that are newer aside."""
+        self._clean()
         bad = []
         for step in reversed(self.steps()):
-            path = self.path(step)
-            fault = verify(path)
+            fault = verify(self.path(step))
             if fault is None:
-                return step, _read_state(path, abstract), _read_extra(path)
-            bad.append(path.name)
-            self.warn(f"checkpoint {path} is damaged ({fault}); trying the next older one")
-            _set_aside(path)
-        if bad:
-            raise UserError(
-                f"every checkpoint in {self.directory} is damaged ({', '.join(bad)}, now *.bad); "
-                "restore one from a backup, or delete the folder to train anew"
-            )
-        return None
+                for worse in bad:
+                    _set_aside(self.path(worse))
+                return step
+            bad.append(step)
+            self.warn(f"checkpoint {self.path(step)} is damaged: {fault}")
+        return _ALL_BAD if bad else _NONE
+
+    def _newest(self) -> str:
+        steps = self.steps()
+        return str(self.path(steps[-1])) if steps else "the start"
+
+    def _partial(self, step: int) -> Path:
+        return self.directory / f".partial-{step:08d}"
+
+    def _discard(self, step: int) -> None:
+        """Delete the checkpoint of `step`, if any, under another name: it is whole or away."""
+        if self.path(step).exists():
+            doomed = self.directory / f".partial-{step:08d}-old"
+            os.replace(self.path(step), doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def _clean(self) -> None:
+        """Delete what killed processes left half written or half deleted."""
+        for partial in self.directory.glob(".partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+_NONE, _ALL_BAD = -1, -2
 
 
 def verify(path: Path) -> str | None:
     """What is wrong with the checkpoint folder, in words, or None when every byte is as written."""
     try:
-        lines = (path / _SUMS).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        text = (path / _SUMS).read_bytes()
+    except OSError:
         return f"{_SUMS} is missing or unreadable"
-    if not lines or lines[-1] != _digest("\n".join(lines[:-1]).encode()):
-        return f"{_SUMS} does not match its own last line"
+    body, _, own_digest = text.removesuffix(b"\n").rpartition(b"\n")
+    if not text.endswith(b"\n") or hashlib.sha256(body).hexdigest().encode() != own_digest:
+        return f"{_SUMS} has changed"
     listed = {}
-    for line in lines[:-1]:
+    for line in body.decode().split("\n"):
         digest, _, name = line.partition("  ")
         listed[name] = digest
-    present = set(_files(path))
-    for name in sorted(present ^ set(listed)):
+    for name in sorted(listed.keys() ^ set(_files(path))):
         return f"{name} is {'missing' if name in listed else 'not listed'}"
     for name, digest in listed.items():
-        if _digest((path / name).read_bytes()) != digest:
-            return f"{name} has changed"
+        try:
+            if _digest(path / name) != digest:
+                return f"{name} has changed"
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror})"
     return None
 
 
+def all_finite(state: Any) -> bool:
+    """Whether every number of a pytree of arrays is finite."""
+    return bool(_all_finite(jax.tree.leaves(state)))
+
+
+@jax.jit
+def _all_finite(arrays: list[jax.Array]) -> jax.Array:
+    floats = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
+
+
 def _write_sums(path: Path) -> None:
-    lines = [f"{_digest((path / name).read_bytes())}  {name}" for name in _files(path)]
-    text = "\n".join(lines)
-    with open(path / _SUMS, "w", encoding="utf-8") as file:
-        file.write(f"{text}\n{_digest(text.encode())}\n")
+    """`digest  name` a line as sha256sum writes it, and last the digest of these lines."""
+    body = "\n".join(f"{_digest(path / name)}  {name}" for name in _files(path)).encode()
+    with open(path / _SUMS, "wb") as file:
+        file.write(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -123,19 +180,23 @@ def _files(path: Path) -> list[str]:
     return sorted(p.relative_to(path).as_posix() for p in files)
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flatten(state: Any) -> dict[str, Any]:
-    """One flat dict, so that a checkpoint does not depend on how a state is nested."""
+    """{"params.blocks.0.attention.qkv.kernel": array}: checkpoints don't know how states nest."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    if len(set(names)) != len(names):
+        raise ValueError("two arrays of the state have one name")
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
 
 
 def _read_state(path: Path, abstract: Any) -> Any:
     wanted = _flatten(abstract)
-    found = ocp.pytree_metadata(path / "state").metadata
+    found = ocp.metadata(str(path / "state")).metadata
     faults = [f"{name} is missing" for name in wanted if name not in found]
     faults += [f"{name} is unknown" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():
@@ -143,29 +204,45 @@ def _read_state(path: Path, abstract: Any) -> Any:
         if tuple(have.shape) != tuple(want.shape) or have.dtype != want.dtype:
             faults.append(f"{name} is {have.dtype}{have.shape}, not {want.dtype}{want.shape}")
     if faults:
-        raise UserError(f"checkpoint {path} is of another network: " + "; ".join(faults))
-    loaded = ocp.load_pytree(path / "state", wanted)
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise UserError(
+            f"checkpoint {path} is of another network ({'; '.join(faults[:5])}{more}): choose "
+            "another --workdir"
+        )
+    loaded = ocp.load(str(path / "state"), wanted)
     structure = jax.tree_util.tree_structure(abstract)
     return jax.tree_util.tree_unflatten(structure, [loaded[name] for name in wanted])
 
 
-def _read_extra(path: Path) -> dict:
-    return json.loads((path / "extra.json").read_text())
-
-
 def _set_aside(path: Path) -> None:
-    if jax.process_index() == 0:
-        target, n = path.with_name(path.name + ".bad"), 1
-        while target.exists():
-            n += 1
-            target = path.with_name(f"{path.name}.bad{n}")
-        os.replace(path, target)
+    """Rename to `*.bad`, or `*.bad2` and so on."""
+    target, n = path.with_name(path.name + ".bad"), 1
+    while target.exists():
+        n += 1
+        target = path.with_name(f"{path.name}.bad{n}")
+    os.replace(path, target)
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """The system's words below `error`, such as a full disk; TensorStore hides them in its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):
+            return os.strerror(int(code[1]))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _of_the_first(value: int) -> int:
+    """The first process's value, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _wait_for_all(name: str) -> None:
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 

@@ -1,6 +1,11 @@
 """The settings of a run as frozen dataclasses; a ConfigDict goes no further than this file."""
 
+import contextlib
 import dataclasses
+import difflib
+import itertools
+import math
+import operator
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -72,27 +77,49 @@ FREE_FIELDS = (
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """A RunConfig from a ConfigDict or a saved config.json; UserError for what makes no sense."""
+    """A RunConfig from a config as a plain dict or from a saved config.json.
+
+    Errors: UserError that names the field, its value and the rule for what makes no sense.
+    """
     config = _build(RunConfig, values, "config")
-    for name, low in (("epochs", 1), ("batch_size", 1), ("eval_batch_size", 1), ("log_steps", 1)):
-        _require(getattr(config, name) >= low, name, getattr(config, name), f"at least {low}")
-    _require(config.checkpoint_epochs > 0, "checkpoint_epochs", config.checkpoint_epochs, "above 0")
-    _require(len(config.folds) > 0, "folds", config.folds, "a tuple of at least one fold")
     optimizer, loss = config.optimizer, config.loss
-    names = ("sgd", "adamw", "muon")
-    _require(optimizer.name in names, "optimizer.name", optimizer.name, "sgd, adamw or muon")
-    _require(
-        optimizer.schedule in ("milestones", "cosine"),
-        "optimizer.schedule",
-        optimizer.schedule,
-        "milestones or cosine",
-    )
-    rate = optimizer.learning_rate
-    _require(rate > 0, "optimizer.learning_rate", rate, "above 0")
-    _require(
-        0 <= loss.label_smoothing < 1, "loss.label_smoothing", loss.label_smoothing, "in [0, 1)"
-    )
-    _require(-1 <= loss.alpha <= 1, "loss.alpha", loss.alpha, "a cosine, in [-1, 1]")
+    rules = {
+        "folds": (len(config.folds) > 0, "name at least one fold"),
+        "epochs": (config.epochs >= 1, "be at least 1"),
+        "batch_size": (config.batch_size >= 1, "be at least 1"),
+        "eval_batch_size": (config.eval_batch_size >= 1, "be at least 1"),
+        "log_steps": (config.log_steps >= 1, "be at least 1"),
+        "checkpoint_epochs": (config.checkpoint_epochs > 0, "be above 0"),
+        "seed": (0 <= config.seed < 2**31, "lie in [0, 2**31)"),
+        "optimizer.name": (
+            optimizer.name in ("sgd", "adamw", "muon"),
+            "be sgd, adamw or muon",
+        ),
+        "optimizer.schedule": (
+            optimizer.schedule in ("milestones", "cosine"),
+            "be milestones or cosine",
+        ),
+        "optimizer.learning_rate": (0 < optimizer.learning_rate < math.inf, "be above 0"),
+        "optimizer.weight_decay": (0 <= optimizer.weight_decay < math.inf, "be 0 or more"),
+        "optimizer.momentum": (0 <= optimizer.momentum < 1, "lie in [0, 1)"),
+        "optimizer.milestones": (
+            all(a < b for a, b in itertools.pairwise((0, *optimizer.milestones))),
+            "be rising epochs above 0",
+        ),
+        "optimizer.decay": (0 < optimizer.decay <= 1, "lie in (0, 1]"),
+        "optimizer.warmup_epochs": (
+            0 <= optimizer.warmup_epochs < config.epochs,
+            f"lie in [0, epochs), and epochs is {config.epochs}",
+        ),
+        "optimizer.clip_norm": (0 <= optimizer.clip_norm < math.inf, "be 0 (off) or more"),
+        "loss.contrastive": (0 <= loss.contrastive < math.inf, "be 0 (off) or more"),
+        "loss.alpha": (-1 <= loss.alpha <= 1, "be a cosine, in [-1, 1]"),
+        "loss.label_smoothing": (0 <= loss.label_smoothing < 1, "lie in [0, 1)"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            value = operator.attrgetter(name)(config)
+            raise UserError(f"config.{name} is {value!r}; it must {rule}")
     return config
 
 
@@ -101,13 +128,15 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(dataclasses.replace(config, model=dict(config.model)))
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What decides the result and differs, as `field: old there, new here`."""
-    flat_old, flat_new = _flat(old), _flat(new)
+def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
+    """What decides the result and differs from a saved config.json, in words a field."""
+    with contextlib.suppress(UserError):  # fields that came later have their default
+        old = to_dict(from_dict(old))
+    there, here = _flat(old), _flat(to_dict(new))
     return [
-        f"{name} is {flat_old.get(name)!r} there and {flat_new.get(name)!r} here"
-        for name in sorted(flat_old.keys() | flat_new.keys())
-        if name not in FREE_FIELDS and flat_old.get(name) != flat_new.get(name)
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if name not in FREE_FIELDS and there.get(name) != here.get(name)
     ]
 
 
@@ -122,23 +151,21 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    known = {field.name: field for field in dataclasses.fields(kind)}
+    """The dataclass `kind` from a mapping whose names and types are checked."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is {values!r}; it must be a group of fields")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     given = {}
     for name, value in values.items():
-        if name not in known:
-            raise UserError(f"{where}.{name} is no field; known: {', '.join(known)}")
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            value = _build(hint, value, f"{where}.{name}")
-        elif hint is not typing.Any and typing.get_origin(hint) is tuple:
-            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        elif typing.get_origin(hint) is not None:
-            value = {k: _plain(v) for k, v in dict(value).items() if v is not None}
-        given[name] = value
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"known are {', '.join(fields)}"
+            raise UserError(f"there is no field {where}.{name}; {mend}")
+        given[name] = _typed(value, hints[name], f"{where}.{name}")
     missing = [
         name
-        for name, field in known.items()
+        for name, field in fields.items()
         if name not in given
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
@@ -148,10 +175,33 @@ def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     return kind(**given)
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`, where it is one; lists are tuples and whole numbers floats."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if not all(_is_a(item, kind) for item in value):
+            raise UserError(f"{where} is {value!r}; it must hold only {_KINDS[kind][0]}")
+        return value
+    if typing.get_origin(hint) is not None:  # config.model: None is what the network's name says
+        plain = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(value).items()}
+        return {name: v for name, v in plain.items() if v is not None}
+    if not _is_a(value, hint):
+        raise UserError(f"{where} is {value!r}; it must be {_KINDS[hint][1]}")
+    return hint(value)
 
 
-def _require(condition: bool, name: str, value: Any, rule: str) -> None:
-    if not condition:
-        raise UserError(f"config.{name} is {value!r}; it must be {rule}")
+_KINDS = {
+    int: ("whole numbers", "a whole number"),
+    float: ("numbers", "a number"),
+    str: ("texts", "text"),
+    bool: ("truth values", "True or False"),
+}
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -1,4 +1,4 @@
-"""The one exception that commands print as a sentence instead of a traceback."""
+"""The exceptions that commands print as a sentence instead of a traceback."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Commands print it to standard error and exit with 2.
     """
+
+
+class RunError(RuntimeError):
+    """What ends a run that had begun, such as a full disk: one sentence; commands exit with 1."""

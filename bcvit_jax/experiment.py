@@ -1,182 +1,138 @@
-"""A run from its settings to its report: checks, folds one after the other, resume, signals."""
+"""A run from its settings to its report: the checks, the work folder, fold after fold."""
 
 import contextlib
+import fcntl
 import json
-import os
-import platform
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bcvit_jax import __version__
 from bcvit_jax.config import RunConfig, differences, from_dict, to_dict
 from bcvit_jax.data import CellDataset, open_dataset
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import Predictions, load_predictions, summarise_run, table, write_whole
-from bcvit_jax.report import to_json, write_report
-from bcvit_jax.train import (
-    Diverged,
-    FoldRun,
-    Journal,
-    Stop,
-    check_run,
-    make_mesh,
-    train_fold,
+from bcvit_jax.evaluate import (
+    Predictions,
+    load_predictions,
+    save_predictions,
+    summarise_run,
+    table,
+    write_whole,
 )
+from bcvit_jax.journal import Journal
+from bcvit_jax.provenance import continued, provenance
+from bcvit_jax.report import to_json, write_report
+from bcvit_jax.signals import Signals
+from bcvit_jax.train import FoldRun, balanced_counts, check_run, make_mesh, train_fold
+
+# What may lie in a work folder before its run: logs of the shell, and what a killed start left.
+_HARMLESS = (".log", ".out", ".err", ".txt", ".partial")
 
 
-class Signals:
-    """SIGTERM and Ctrl-C ask for an end after the present step; a second one ends at once."""
+def run(values: Mapping[str, Any], workdir: Path, signals: Signals) -> None:
+    """Train every fold that `values` (a config as a plain dict) names, and report.
 
-    def __init__(self):
-        self.received: int | None = None
-
-    def asked(self) -> bool:
-        return self.received is not None
-
-    def _note(self, number: int, _frame: Any) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = number
-        print("\nsaving; once more to end without saving", file=sys.stderr)
-
-    @contextlib.contextmanager
-    def heeded(self) -> Iterator[None]:
-        before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def run(values: Mapping[str, Any], workdir: Path) -> int:
-    """Train every fold that `values` (a config as plain dict) names; returns the exit code.
-
-    0 finished, 1 the loss was not finite, 130 / 143 ended by Ctrl-C / SIGTERM after saving.
-    UserError, before any work and any file, for what the user can mend.
+    Errors: UserError before any work and any file in `workdir` for what the user can mend;
+    RunError, FloatingPointError or OSError where training fails; Stop after a signal.
     """
     config = from_dict(values)
     if config.distributed:
-        jax.distributed.initialize()
+        _join_cluster()
     dataset = open_dataset(config.data.path, cache=config.data.cache)
     check_run(config, dataset)
     old = _check_workdir(config, dataset, workdir)
-    say = _say if jax.process_index() == 0 else lambda _: None
     names = [dataset.folds[i] for i in config.folds]
-    done = {name: _finished(workdir, name) for name in names}
-    if old and all(done.values()):
-        say(f"{workdir} is finished: {', '.join(names)}; delete it or choose another --workdir")
-        _report(config, dataset, workdir, old, [p for p in done.values() if p], {})
-        return 0
-    provenance = old or _provenance(config, dataset)
-    if jax.process_index() == 0:
-        _write_json(workdir / "config.json", to_dict(config))
-        _write_json(workdir / "provenance.json", provenance)
-    say(_greeting(config, dataset, workdir))
-
-    signals, journal = Signals(), Journal(workdir)
-    facts: dict[str, Any] = {}
-    mesh = make_mesh()
-    with signals.heeded():
-        try:
-            for held_out, name in zip(config.folds, names, strict=True):
-                if done[name] is not None:
-                    say(f"{name}: finished before")
-                    continue
-                fold = FoldRun(config, dataset, held_out, workdir, mesh, say, signals.asked)
-                begin = time.perf_counter()
-                done[name], facts = train_fold(fold, journal)
-                facts["minutes_of_last_fold"] = round((time.perf_counter() - begin) / 60, 1)
-                say(f"\n{name}, held out:\n{table(summarise_run([done[name]]))}\n")
-        except Stop as stop:
-            say(f"{stop}; the same command again goes on from there")
-            return 128 + (signals.received or signal.SIGINT)
-        except (Diverged, FloatingPointError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        finally:
-            journal.close()
-    _report(config, dataset, workdir, provenance, [p for p in done.values() if p], facts)
-    return 0
+    with _held(workdir):
+        done = {name: _finished(workdir, name) for name in dataset.folds}
+        missing = [i for i in config.folds if done[dataset.folds[i]] is None]
+        if missing or not old:
+            _record(config, dataset, workdir, old)
+            _say(_greeting(config, dataset, workdir))
+        mesh, journal = make_mesh(), Journal(workdir)
+        with contextlib.closing(journal):
+            for held_out in missing:
+                name = dataset.folds[held_out]
+                fold = FoldRun(config, dataset, held_out, workdir, mesh, _say, signals)
+                done[name] = predictions = train_fold(fold, journal)
+                if len(names) > 1:
+                    _say(f"\n{name}, held out:\n{table(summarise_run([predictions]))}\n")
+        if not missing:
+            _say(f"{workdir} is finished ({', '.join(names)}); --workdir starts a run elsewhere\n")
+        if jax.process_index() == 0:
+            _report(config, dataset, workdir, [p for p in done.values() if p])
 
 
 def _report(
-    config: RunConfig,
-    dataset: CellDataset,
-    workdir: Path,
-    provenance: Mapping[str, Any],
-    predictions: list[Predictions],
-    facts: Mapping[str, Any],
+    config: RunConfig, dataset: CellDataset, workdir: Path, predictions: list[Predictions]
 ) -> None:
-    """report.json, report.html and the confusion matrix; prints the table."""
-    if jax.process_index() != 0:
-        return
-    if not facts:
-        with contextlib.suppress(OSError, KeyError, json.JSONDecodeError):
-            facts = json.loads((workdir / "report.json").read_text())["run"]["training"]
+    """Write report.json, report.html and the confusion matrix of all folds that are finished."""
     classes = len(dataset.class_names)
     counts = {f: np.bincount(dataset.labels[f], minlength=classes) for f in dataset.folds}
-    balanced = {}
-    for held_out in config.folds:
-        fold = FoldRun(config, dataset, held_out, workdir, make_mesh(), _say, lambda: False)
-        balanced[fold.name] = fold.balanced_counts()
-    run = {
+    training = {p.fold: _read_json(workdir / p.fold / "training.json") for p in predictions}
+    some = next(iter(training.values()))
+    content = {
         "title": config.title,
         "config": to_dict(config),
-        "provenance": provenance,
+        "provenance": _read_json(workdir / "provenance.json"),
         "dataset": {
             "path": config.data.path,
-            "class_names": list(dataset.class_names),
+            "class_names": dataset.class_names,
             "donor_separated": dataset.donor_separated,
             "group_kind": dataset.group_kind,
             "fingerprint": dataset.fingerprint,
             "counts": counts,
-            "balanced": balanced,
+            "balanced": {
+                p.fold: balanced_counts(config, dataset, dataset.folds.index(p.fold))
+                for p in predictions
+            },
         },
-        "training": dict(facts),
+        "training": {
+            "parameters": some.get("parameters"),
+            "steps": {fold: facts.get("steps") for fold, facts in training.items()},
+            "minutes": {fold: facts.get("minutes") for fold, facts in training.items()},
+        },
     }
-    summary = write_report(workdir, run, predictions)
+    summary = write_report(workdir, content, predictions)
+    for p in predictions:
+        if not (workdir / p.fold / "predictions.csv").exists():
+            save_predictions(workdir / p.fold / "predictions", p)
     _say(table(summary))
     _say(f"\nreport: {workdir / 'report.html'}")
 
 
 def _check_workdir(config: RunConfig, dataset: CellDataset, workdir: Path) -> dict | None:
     """Provenance of the run that is there already, None for a fresh folder."""
-    path = workdir / "config.json"
-    if not path.exists():
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    mend = "choose another --workdir"
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"work folder {workdir} is a file; {mend}")
+    if not (workdir / "config.json").exists():
+        held = sorted(p.name for p in workdir.iterdir()) if workdir.exists() else []
+        strange = [n for n in held if not n.startswith(".") and not n.endswith(_HARMLESS)]
+        if set(strange) - {"provenance.json"}:
             raise UserError(
-                f"work folder {workdir} holds something that is no run; choose another --workdir"
+                f"work folder {workdir} holds something that is no run ({', '.join(held[:5])}); "
+                f"{mend}"
             )
         return None
-    try:
-        old = json.loads(path.read_text("utf-8"))
-        provenance = json.loads((workdir / "provenance.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    old, origin = _read_json(workdir / "config.json"), _read_json(workdir / "provenance.json")
+    if not old or not origin:
         raise UserError(
-            f"work folder {workdir} can't be read ({error}); choose another --workdir"
-        ) from None
-    differ = differences(old, to_dict(config))
-    if differ:
-        raise UserError(
-            f"work folder {workdir} holds a run of another config: {'; '.join(differ)}. Choose "
-            "another --workdir, or take the old settings"
+            f"config.json or provenance.json in work folder {workdir} is no whole JSON of a run; "
+            f"restore it, or {mend}"
         )
-    if provenance.get("dataset_fingerprint") != dataset.fingerprint:
+    if differ := differences(old, config):
+        raise UserError(
+            f"work folder {workdir} holds a run of another config: {'; '.join(differ)}; take the "
+            f"old settings, or {mend}"
+        )
+    if origin.get("dataset_fingerprint") != dataset.fingerprint:
         raise UserError(
             f"work folder {workdir} holds a run on another data set than {config.data.path} "
-            "(fingerprints differ); choose another --workdir"
+            f"(fingerprints {origin.get('dataset_fingerprint')} and {dataset.fingerprint}); {mend}"
         )
-    return provenance
+    return origin
 
 
 def _finished(workdir: Path, fold: str) -> Predictions | None:
@@ -184,36 +140,42 @@ def _finished(workdir: Path, fold: str) -> Predictions | None:
     return load_predictions(path) if path.with_suffix(".npz").exists() else None
 
 
-def _provenance(config: RunConfig, dataset: CellDataset) -> dict[str, Any]:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    return {
-        "bcvit": __version__,
-        "commit": _commit(),
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seed": config.seed,
-        "dataset_fingerprint": dataset.fingerprint,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
-        "packages": {name: metadata.version(name) for name in packages},
-    }
+def _record(config: RunConfig, dataset: CellDataset, workdir: Path, old: dict | None) -> None:
+    """config.json and provenance.json, in an order that a kill between them does no harm."""
+    if jax.process_index() != 0:
+        return
+    origin = provenance(config.seed, dataset.fingerprint)
+    _write_json(workdir / "provenance.json", continued(old, origin) if old else origin)
+    _write_json(workdir / "config.json", to_dict(config))
 
 
-def _commit() -> str | None:
-    """The checkout's commit, with `+changes` where files differ from it; None outside git."""
-    here = Path(__file__).parent
+@contextlib.contextmanager
+def _held(workdir: Path) -> Iterator[None]:
+    """The work folder for this process alone; the system lets go of it however the process ends."""
+    if jax.process_index() != 0:
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {workdir}; wait for it, or choose another "
+                "--workdir"
+            ) from None
+        yield
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
 
+def _join_cluster() -> None:
     try:
-        tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changes else "") if tracked else None
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"config.distributed is True, but jax finds no cluster ({error}); start one process a "
+            "host under SLURM, Open MPI or another launcher that jax.distributed knows, or set it "
+            "to False"
+        ) from None
 
 
 def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
@@ -231,9 +193,19 @@ def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
     )
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(to_json(values), indent=1) + "\n").encode())
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    if jax.process_index() == 0:
+        print(text, flush=True)

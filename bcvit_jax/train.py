@@ -1,4 +1,4 @@
-"""Training: the state, the step, the loop over one held-out fold, and the loop over folds."""
+"""Training: the state, the step, and the loop over one held-out fold."""
 
 import dataclasses
 import json
@@ -14,12 +14,11 @@ import numpy as np
 import optax
 import optax.contrib
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from bcvit_jax import losses
-from bcvit_jax.checkpoint import Checkpoints
+from bcvit_jax.checkpoint import Checkpoints, all_finite
 from bcvit_jax.config import OptimizerConfig, RunConfig
 from bcvit_jax.data import (
     CellDataset,
@@ -29,17 +28,15 @@ from bcvit_jax.data import (
     evaluation_batches,
     train_batches,
 )
-from bcvit_jax.errors import UserError
+from bcvit_jax.errors import RunError, UserError
 from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
+from bcvit_jax.journal import Journal, progress
 from bcvit_jax.models import BCViT, BCViTConfig, model_config
+from bcvit_jax.signals import Signals, Stop
 
 
-class Stop(Exception):
-    """Raised inside the loop when a signal asked for an end and the state is saved."""
-
-
-class Diverged(RuntimeError):
-    """A loss was not finite; the message names the step and the last good checkpoint."""
+class Diverged(RunError):
+    """Training left the finite numbers; the message names the step and the last good checkpoint."""
 
 
 class State(NamedTuple):
@@ -55,7 +52,7 @@ class Program:
     """The functions of one network and recipe; compiled once, used for every fold."""
 
     init: Callable[[jax.Array], State]
-    train_step: Callable[[State, Mapping[str, jax.Array], jax.Array], tuple[State, dict]]
+    train_step: Callable[[State, Mapping[str, Any], jax.Array], tuple[State, dict]]
     predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
     model: BCViTConfig
 
@@ -68,12 +65,14 @@ def network_config(config: RunConfig, num_classes: int) -> BCViTConfig:
         raise UserError("config.model.name is not set; name one of bcvit_jax.models.list_models()")
     try:
         return model_config(name, num_classes, **overrides)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from None
 
 
-def make_optimizer(config: OptimizerConfig, steps_per_epoch: float, steps: int):
-    """The optimizer of `config`; SGD is PyTorch's: weight decay is added to the gradient."""
+def make_optimizer(
+    config: OptimizerConfig, steps_per_epoch: float, steps: int
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """The optimizer of `config`, and its learning rate by step; SGD is PyTorch's (coupled L2)."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "milestones":
         boundaries = {round(m * steps_per_epoch) - warmup: config.decay for m in config.milestones}
@@ -190,7 +189,8 @@ def make_mesh() -> Mesh:
 def check_run(config: RunConfig, dataset: CellDataset) -> None:
     """All that can be known to be wrong before any work starts; UserError with the first fault."""
     check_folds(dataset, config.folds)
-    check_folds(dataset, train_folds(config, dataset, config.folds[0]))
+    if config.train_folds:
+        check_folds(dataset, config.train_folds)
     network_config(config, len(dataset.class_names))
     for fold in config.folds:
         if fold in config.train_folds:
@@ -217,49 +217,6 @@ def train_folds(config: RunConfig, dataset: CellDataset, held_out: int) -> tuple
     return tuple(i for i in range(len(dataset.folds)) if i != held_out)
 
 
-class Journal:
-    """metrics.jsonl and TensorBoard of a work folder; lines after a restored step are cut off."""
-
-    def __init__(self, workdir: Path):
-        self.path = workdir / "metrics.jsonl"
-        self.workdir = workdir
-        self.active = jax.process_index() == 0
-        self.boards: dict[str, SummaryWriter] = {}
-
-    def start(self, fold: str, step: int) -> None:
-        """Forget what was logged of `fold` after `step`."""
-        if not self.active:
-            return
-        if self.path.exists():
-            lines = self.path.read_text("utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _belongs(line, fold, step)]
-            if len(kept) != len(lines):
-                write_whole(self.path, "".join(kept).encode())
-        folder = str(self.workdir / "tensorboard" / fold)
-        self.boards[fold] = SummaryWriter(folder, purge_step=step + 1 if step else None)
-
-    def write(self, fold: str, step: int, values: Mapping[str, float]) -> None:
-        if not self.active:
-            return
-        line = {"fold": fold, "step": step, **values}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in values.items():
-            self.boards[fold].add_scalar(name, value, step)
-
-    def close(self) -> None:
-        for board in self.boards.values():
-            board.close()
-
-
-def _belongs(line: str, fold: str, step: int) -> bool:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return False  # half a line, written when the process was killed
-    return entry["fold"] != fold or entry["step"] <= step
-
-
 @dataclasses.dataclass
 class FoldRun:
     """What training needs of one held-out fold."""
@@ -270,7 +227,7 @@ class FoldRun:
     workdir: Path
     mesh: Mesh
     say: Callable[[str], None]
-    stop_asked: Callable[[], bool]
+    signals: Signals
 
     @property
     def name(self) -> str:
@@ -280,6 +237,10 @@ class FoldRun:
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.workdir / self.name / "checkpoints", warn=self.say)
 
+    @property
+    def seed(self) -> int:
+        return self.config.seed + 1000 * self.held_out
+
     def stream(self, image_size: int) -> TrainStream:
         config = self.config
         return train_batches(
@@ -288,27 +249,26 @@ class FoldRun:
             config.data,
             image_size,
             config.batch_size,
-            seed=config.seed + 1000 * self.held_out,
+            seed=self.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
-    def balanced_counts(self) -> np.ndarray:
-        """Images a class that an epoch trains on, int64 [c]."""
-        names = [
-            self.dataset.folds[i] for i in train_folds(self.config, self.dataset, self.held_out)
-        ]
-        labels = np.concatenate([self.dataset.labels[name] for name in names])
-        if self.config.data.balance:
-            labels = labels[balance_plan(labels, self.config.data.balance_target, 0)[0]]
-        return np.bincount(labels, minlength=len(self.dataset.class_names))
+
+def balanced_counts(config: RunConfig, dataset: CellDataset, held_out: int) -> np.ndarray:
+    """Images a class that an epoch trains on, int64 [c]."""
+    names = [dataset.folds[i] for i in train_folds(config, dataset, held_out)]
+    labels = np.concatenate([dataset.labels[name] for name in names])
+    if config.data.balance:
+        labels = labels[balance_plan(labels, config.data.balance_target, 0)[0]]
+    return np.bincount(labels, minlength=len(dataset.class_names))
 
 
-def train_fold(run: FoldRun, journal: Journal) -> tuple[Predictions, dict[str, Any]]:
+def train_fold(run: FoldRun, journal: Journal) -> Predictions:
     """Train with one fold held out, from the newest good checkpoint on, and predict that fold.
 
-    Returns the predictions and {steps, parameters, balanced counts, ...}. Raises Stop after saving
-    when a signal asked for it, Diverged at a loss that is not finite.
+    Leaves training.json and predictions.* in the fold's folder. Raises Stop after saving when a
+    signal came, Diverged where the loss or a weight is not finite.
     """
     config = run.config
     size = network_config(config, len(run.dataset.class_names)).image_size
@@ -316,97 +276,124 @@ def train_fold(run: FoldRun, journal: Journal) -> tuple[Predictions, dict[str, A
     steps_per_epoch = stream.examples_per_epoch / config.batch_size
     steps = max(1, math.floor(config.epochs * steps_per_epoch))
     program = make_program(config, len(run.dataset.class_names), steps_per_epoch, steps, run.mesh)
-    key = jax.random.key(config.seed + 1000 * run.held_out)
+    key = jax.random.key(run.seed)
+    everywhere = NamedSharding(run.mesh, PartitionSpec())
     abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(program.init, key),
-        _shardings(program, key, run.mesh),
     )
     found = run.checkpoints.restore(abstract)
     if found is None:
+        begin = _Begin(0, 0.0, [])
         state = program.init(key)
-        start = 0
     else:
-        start, state, extra = found
+        step, state, extra = found
+        begin = _Begin(step, extra["seconds"], extra["unlogged"])
         stream.set_state(extra["stream"])
-        run.say(f"{run.name}: going on after step {start} of {steps}")
-    journal.start(run.name, start)
-    state = _loop(run, journal, program, state, key, stream, start, steps, steps_per_epoch)
+        run.say(f"{run.name}: going on after step {step} of {steps}")
+    journal.start(run.name, begin.step)
+    state, seconds = _loop(run, journal, program, state, key, stream, begin, steps, steps_per_epoch)
     stream.close()
     predictions = predict_fold(run, program, state.params)
     if jax.process_index() == 0:
-        save_predictions(run.workdir / run.name / "predictions", predictions)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    return predictions, {"steps": steps, "parameters": parameters}
+        facts = {
+            "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+            "steps": steps,
+            "minutes": round(seconds / 60, 2),
+        }
+        folder = run.workdir / run.name
+        write_whole(folder / "training.json", (json.dumps(facts, indent=1) + "\n").encode())
+        save_predictions(folder / "predictions", predictions)
+    return predictions
 
 
-def _shardings(program: Program, key: jax.Array, mesh: Mesh) -> Any:
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda _: everywhere, jax.eval_shape(program.init, key))
+class _Begin(NamedTuple):
+    """Where the loop begins: what earlier processes of this run have done."""
+
+    step: int
+    seconds: float
+    unlogged: list[dict[str, float]]
+    """Metrics of the steps since the last line of the journal."""
 
 
-def _loop(run, journal, program, state, key, stream, start, steps, steps_per_epoch) -> State:
-    """Steps `start` to `steps`; metrics are fetched one step late, so the device never waits."""
+def _loop(
+    run, journal, program, state, key, stream, begin, steps, steps_per_epoch
+) -> tuple[State, float]:
+    """Steps to `steps`; metrics are fetched one step late, so the device never waits.
+
+    Returns the state and the seconds of training so far.
+    """
     config, checkpoints = run.config, run.checkpoints
     every = max(1, round(config.checkpoint_epochs * steps_per_epoch))
     batches = to_devices(stream, run.mesh)
-    bar = tqdm(
-        total=steps * config.batch_size,
-        initial=start * config.batch_size,
-        desc=run.name,
-        unit="img",
-        mininterval=1.0,
-        disable=jax.process_index() != 0,
-        dynamic_ncols=True,
-    )
-    recent, pending, clock = [], None, time.perf_counter()
-    saved = start
+    bar = progress(run.name, steps * config.batch_size, "img", begin.step * config.batch_size)
+    unlogged, pending, saved = list(begin.unlogged), None, begin.step
+    logged, clock = begin.step, time.perf_counter()
+    started = clock - begin.seconds
+
+    def diverged(step: int, what: str) -> Diverged:
+        bar.close()
+        good = f"the last good checkpoint is {checkpoints.path(saved)}"
+        good = good if saved else "no checkpoint was saved before"
+        return Diverged(
+            f"{run.name}: {what} at step {step}; {good}. Lower config.optimizer.learning_rate or "
+            "set config.optimizer.clip_norm, and start in another --workdir"
+        )
 
     def settle() -> None:
         """Look at the metrics of the last finished step."""
-        nonlocal pending, clock, recent
+        nonlocal pending, logged, clock, unlogged
         if pending is None:
             return
         step, metrics = pending
         pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            bar.close()
-            good = checkpoints.path(saved) if saved else "none yet: the start"
-            raise Diverged(
-                f"{run.name}: the loss is {values['loss']} at step {step}; the last good "
-                f"checkpoint is {good}. Lower the learning rate or clip the gradient "
-                "(config.optimizer.clip_norm) and start in a new work folder"
-            )
-        recent.append(values)
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise diverged(step, f"the {name.replace('_', ' ')} is {values[name]}")
+        unlogged.append(values)
         bar.update(config.batch_size)
         if step % config.log_steps == 0 or step == steps:
             now = time.perf_counter()
-            mean = {name: float(np.mean([v[name] for v in recent])) for name in values}
-            mean["images_per_second"] = len(recent) * config.batch_size / (now - clock)
+            mean = {name: float(np.mean([v[name] for v in unlogged])) for name in values}
+            mean["images_per_second"] = (step - logged) * config.batch_size / (now - clock)
             mean["epoch"] = step / steps_per_epoch
             journal.write(run.name, step, mean)
             bar.set_postfix(loss=f"{mean['loss']:.3f}", top1=f"{mean['top1']:.3f}", refresh=False)
-            recent, clock = [], now
+            unlogged, logged, clock = [], step, now
 
-    with bar:
-        for step in range(start + 1, steps + 1):
+    with bar, run.signals.deferred():
+        for step in range(begin.step + 1, steps + 1):
             state, metrics = program.train_step(state, next(batches), key)
             settle()
             pending = (step, metrics)
-            stopping = run.stop_asked()
+            stopping = _stopping(run, step)
             if step % every == 0 or step == steps or stopping:
                 settle()
-                # Batches are handed over one ahead: the stream's place is the step's, not its own.
-                checkpoints.save(step, state, {"stream": _stream_state(stream, step)})
+                if not all_finite(state):
+                    raise diverged(step, "a weight is not finite")
+                journal.flush()
+                extra = {
+                    # Batches are read one ahead: the place in the stream is the step's.
+                    "stream": {**stream.get_state(), "position": step},
+                    "seconds": time.perf_counter() - started,
+                    "unlogged": unlogged,
+                }
+                checkpoints.save(step, state, extra)
                 saved = step
             if stopping:
-                raise Stop(f"saved after step {step} of {steps} of {run.name}")
-    return state
+                raise Stop(f"{run.name}: saved after step {step} of {steps}")
+    return state, time.perf_counter() - started
 
 
-def _stream_state(stream: TrainStream, step: int) -> dict[str, Any]:
-    return {**stream.get_state(), "position": step}
+def _stopping(run: FoldRun, step: int) -> bool:
+    """Whether a signal came; several processes agree on it every few steps."""
+    received = run.signals.received is not None
+    if jax.process_count() == 1:
+        return received
+    if step % run.config.log_steps:
+        return False
+    return bool(multihost_utils.process_allgather(np.array(received)).any())
 
 
 def to_devices(
@@ -434,13 +421,14 @@ def predict_fold(run: FoldRun, program: Program, params: Any) -> Predictions:
     batches = evaluation_batches(
         run.dataset, run.held_out, config.data, program.model.image_size, config.eval_batch_size
     )
-    total = math.ceil(len(run.dataset.labels[run.name]) / config.eval_batch_size)
 
     def watched():
-        for batch in tqdm(batches, total=total, desc=f"{run.name} evaluation", unit="batch"):
-            if run.stop_asked():
-                raise Stop(f"stopped while evaluating {run.name}; its training is saved")
-            yield batch
+        with progress(f"{run.name} evaluation", len(run.dataset.labels[run.name]), "img") as bar:
+            for batch in batches:
+                if run.signals.received is not None:
+                    raise Stop(f"{run.name}: stopped while evaluating, its training is saved")
+                yield batch
+                bar.update(int(batch["mask"].sum()))
 
     sharding = NamedSharding(run.mesh, PartitionSpec(run.mesh.axis_names[0]))
 

@@ -16,8 +16,8 @@ from tests.networks import random_batch
 STEPS, BATCH = 20, 16
 OPTIMIZERS = {
     "sgd": OptimizerConfig(learning_rate=0.02, milestones=(2,)),
-    "adamw": OptimizerConfig(
-        name="adamw", learning_rate=1e-3, schedule="cosine", warmup_epochs=1.0, clip_norm=1.0
+    "muon": OptimizerConfig(
+        name="muon", learning_rate=1e-3, schedule="cosine", warmup_epochs=1.0, clip_norm=1.0
     ),
 }
 

@@ -1,5 +1,6 @@
 """What the network means: equations 1 to 11, their readings, and timm's Vision Transformer."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -82,7 +83,9 @@ def test_images_of_another_size_are_refused():
 READINGS = [
     pytest.param({}, id="default"),
     pytest.param(dict(squeeze="entropy"), id="entropy"),
-    pytest.param(dict(selection_depth="last", tokens_per_head=2, stem=(8,)), id="last-top2-stem"),
+    pytest.param(
+        dict(selection_depth="last", depth=4, tokens_per_head=2, stem=(8,)), id="last-top2-stem"
+    ),
 ]
 
 
@@ -227,10 +230,11 @@ def test_only_kept_tokens_reach_the_logits(kept_per_head):
         return model.classify(model.last_block(tokens, class_row=False)[0])[0]
 
     before = np.asarray(logits(z))
+    change = jnp.asarray(np.random.default_rng(0).normal(0, 1, 32), jnp.float32)
     for image in range(3):
         chosen = set(np.asarray(kept[image]).tolist())
         for patch in range(25):
-            after = np.asarray(logits(z.at[image, 1 + patch].add(1.0)))
+            after = np.asarray(logits(z.at[image, 1 + patch].add(change)))
             others = np.arange(3) != image
             np.testing.assert_array_equal(after[others], before[others])
             if patch in chosen:
@@ -382,7 +386,11 @@ def test_vit_tiny_equals_timm():
 
 def test_a_block_equals_timms():
     theirs = timm.models.vision_transformer.Block(  # pyright: ignore[reportAttributeAccessIssue]
-        32, num_heads=2, mlp_ratio=2.0, qkv_bias=True, norm_layer=timm_norm
+        32,
+        num_heads=2,
+        mlp_ratio=2.0,
+        qkv_bias=True,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
     ).eval()
     randomise(theirs)
     ours = Block(tiny_config(activation="gelu"), drop_path=0.0, rngs=nnx.Rngs(0))
@@ -397,10 +405,6 @@ def test_a_block_equals_timms():
     )(jnp.asarray(x))
     np.testing.assert_allclose(attention, attended, rtol=0, atol=1e-5)
     np.testing.assert_allclose(z, expected, rtol=0, atol=1e-5)
-
-
-def timm_norm(width: int) -> torch.nn.LayerNorm:
-    return torch.nn.LayerNorm(width, eps=1e-6)
 
 
 # -------------------------------------------------------- stochastic depth, stem, bfloat16

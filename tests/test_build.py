@@ -253,7 +253,7 @@ def test_a_stopped_build_leaves_nothing(tmp_path, number, status):
         time.sleep(0.05)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
     _, told = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == status, told
     assert "Traceback" not in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.png", "tree"]
 

@@ -77,9 +77,9 @@ def test_names_say_the_sizes():
     } <= set(names)
     widths = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
     for name in names:
-        words = re.fullmatch(r"(b?c?vit)_(\w+?)_patch(\d+)(?:_s(\d+))?_(\d+)", name)
+        words = re.fullmatch(r"(bcvit|vit)_([a-z]+)(_conv)?_patch(\d+)(?:_s(\d+))?_(\d+)", name)
         assert words, name
-        family, size, patch, stride, side = words.groups()
+        family, size, conv, patch, stride, side = words.groups()
         config = model_config(name, 7)
         assert config.num_classes == 7
         assert (config.width, config.heads) == widths[size]
@@ -87,6 +87,7 @@ def test_names_say_the_sizes():
         assert config.patch_size == int(patch)
         assert config.stride == int(stride or patch)
         assert config.image_size == int(side)
+        assert bool(config.stem) == bool(conv)
         assert config.selection == (family == "bcvit")
         assert config.activation == {"bcvit": "relu", "vit": "gelu"}[family]
 
@@ -122,7 +123,7 @@ def test_a_small_network_is_made_and_run():
 )
 def test_a_wrong_name_is_answered_with_the_nearest(name, overrides, words):
     for make in (model_config, create_model):
-        with pytest.raises(ValueError, match="") as caught:
+        with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
             make(name, 10, **overrides)
         for word in words:
             assert word in str(caught.value)

@@ -1,0 +1,67 @@
+"""Signals in small processes of their own."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# Says "ready", and then: `deferred` loops until it is asked to stop, `open` sleeps, `busy` holds
+# the main thread in C for a minute, as a compilation does.
+PROGRAM = """
+import hashlib, sys, time
+from bcvit_jax.signals import Signals, Stop
+signals = Signals()
+signals.install()
+try:
+    print("ready", flush=True)
+    if sys.argv[1] == "deferred":
+        with signals.deferred():
+            while signals.received is None:
+                time.sleep(0.01)
+            print("saved", flush=True)
+        raise Stop("after saving")
+    if sys.argv[1] == "busy":
+        with signals.deferred():
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    time.sleep(60)
+except Stop as stop:
+    print(stop, flush=True)
+    sys.exit(128 + signals.received)
+"""
+
+
+def start(mode: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", PROGRAM, mode]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_deferred_signal_is_left_to_the_loop(number, status):
+    process = start("deferred")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (status, "saved\nafter saving\n")
+    assert "once more ends without saving" in err
+
+
+def test_outside_a_loop_the_end_comes_at_once():
+    process = start("open")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (143, "stopped\n")
+
+
+def test_a_second_signal_ends_even_a_busy_main_thread():
+    process = start("busy")
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "\n"  # the first one has been seen
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
