@@ -54,7 +54,7 @@ class Checkpoints:
                 self._clean()
                 partial.mkdir(parents=True)
             _wait_for_all(f"save-{step}")
-            ocp.save(str(partial / "state"), _flatten(state))
+            ocp.save(_absolute(partial / "state"), _flatten(state))
             if first:
                 (partial / "extra.json").write_text(json.dumps({"step": step, **extra}))
                 _write_sums(partial)
@@ -194,9 +194,14 @@ def _flatten(state: Any) -> dict[str, Any]:
     return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
 
 
+def _absolute(path: Path) -> str:
+    """As Orbax wants its paths."""
+    return str(path.absolute())
+
+
 def _read_state(path: Path, abstract: Any) -> Any:
     wanted = _flatten(abstract)
-    found = ocp.metadata(str(path / "state")).metadata
+    found = ocp.metadata(_absolute(path / "state")).metadata
     faults = [f"{name} is missing" for name in wanted if name not in found]
     faults += [f"{name} is unknown" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():
@@ -209,7 +214,7 @@ def _read_state(path: Path, abstract: Any) -> Any:
             f"checkpoint {path} is of another network ({'; '.join(faults[:5])}{more}): choose "
             "another --workdir"
         )
-    loaded = ocp.load(str(path / "state"), wanted)
+    loaded = ocp.load(_absolute(path / "state"), wanted)
     structure = jax.tree_util.tree_structure(abstract)
     return jax.tree_util.tree_unflatten(structure, [loaded[name] for name in wanted])
 

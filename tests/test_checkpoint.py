@@ -73,6 +73,14 @@ def test_comes_back_as_it_was(saved):
     assert_equal(restored, state(7))
 
 
+def test_a_relative_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Checkpoints(Path("run")).save(1, state(1), EXTRA)
+    found = Checkpoints(Path("run")).restore(abstract(state()))
+    assert found is not None
+    assert_equal(found[1], state(1))
+
+
 def test_nothing_there_is_none(tmp_path):
     assert Checkpoints(tmp_path / "none").restore(abstract(state())) is None
 
