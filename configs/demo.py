@@ -12,7 +12,7 @@ def get_config():
     config = base.get_config()
     config.title = "Demo: a small BCViT on rendered cells"
     config.folds = (0,)
-    config.epochs = 16
+    config.epochs = 14
     config.eval_batch_size = 100
     config.checkpoint_epochs = 6.0
 
