@@ -168,6 +168,8 @@ def _held(workdir: Path) -> Iterator[None]:
 
 
 def _join_cluster() -> None:
+    # JAX's own service would take SIGTERM away from `signals`, and save nothing.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
