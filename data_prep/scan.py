@@ -132,15 +132,18 @@ def _run(
 
 @contextlib.contextmanager
 def _ctrl_c_for_the_parent() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C from their first moment: the parent ends them."""
-    if threading.current_thread() is not threading.main_thread():  # no signals to set there
+    """Processes started inside never see Ctrl-C: the parent ends them.
+
+    They inherit the blocked signal; one that comes meanwhile reaches the parent afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # no POSIX system
         yield
         return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _start_worker() -> None:

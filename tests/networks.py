@@ -25,14 +25,16 @@ def fresh_network(config: BCViTConfig, seed: int = 0) -> BCViT:
     return BCViT(config, rngs=nnx.Rngs(seed))
 
 
-def lively_network(config: BCViTConfig, seed: int = 0, noise: float = 0.15) -> BCViT:
-    """Noise on every array, so that no bias is 0, no scale 1 and no attention map even."""
-    model = fresh_network(config, seed)
+def lively_network(config: BCViTConfig, seed: int = 0, spread: float = 0.15) -> BCViT:
+    """Every array random, so that no bias is 0, no scale 1 and no attention map even."""
     rng = np.random.default_rng(seed)
-    for variable in nnx.to_flat_state(nnx.state(model, nnx.Param)).leaves:
-        value = np.asarray(variable[...])
-        variable[...] = jnp.asarray(value + rng.normal(0, noise, value.shape), jnp.float32)
-    return model
+
+    def fill(path, array):
+        middle = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        return jnp.asarray(rng.normal(middle, spread, array.shape), jnp.float32)
+
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: fresh_network(config)))
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, shapes))
 
 
 def named(params: Any) -> dict[str, jax.Array]:

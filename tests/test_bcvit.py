@@ -462,9 +462,9 @@ def test_a_stem_looks_at_the_pixels_of_its_patch():
 def test_bfloat16_is_close_and_gives_float32():
     images = random_images(8)
     for overrides in (dict(), dict(selection=False, stride=8)):
-        exact = call(lively_network(tiny_config(**overrides), noise=0.05), images)
+        exact = call(lively_network(tiny_config(**overrides), spread=0.05), images)
         output = call(
-            lively_network(tiny_config(**overrides, dtype="bfloat16"), noise=0.05), images
+            lively_network(tiny_config(**overrides, dtype="bfloat16"), spread=0.05), images
         )
         assert output.logits.dtype == output.feature.dtype == jnp.float32
         same = np.flatnonzero((np.asarray(output.kept) == np.asarray(exact.kept)).all(-1))

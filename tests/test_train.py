@@ -261,11 +261,11 @@ def test_a_network_learns_one_batch_by_heart():
     config = run_config(
         optimizer=OptimizerConfig(name="adamw", learning_rate=4e-3, schedule="cosine")
     )
-    program = make_program(config, CLASSES, 30, 60, make_mesh())
+    program = make_program(config, CLASSES, 60, 120, make_mesh())
     state = program.init(jax.random.key(0))
     batch = random_batch(8) | {"mix": np.ones(8, np.float32)}
     history = []
-    for _ in range(60):
+    for _ in range(120):
         state, metrics = program.train_step(state, batch, jax.random.key(0))
         history.append(metrics)
     assert float(history[0]["top1"]) < 1.0
