@@ -7,7 +7,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -234,7 +237,8 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
                 f"config.data.workers is {self._workers}, but worker processes need a program "
                 "started through absl, such as `python -m bcvit_jax.main`: set it to 0 here."
             )
-        return rest.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        options = grain.MultiprocessingOptions(num_workers=self._workers)
+        return rest.mp_prefetch(options, _live_with_parent)
 
     def get_state(self) -> dict[str, Any]:
         """A dict for JSON: the number of batches handed out and what the stream is made of."""
@@ -264,6 +268,19 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         if self._iterator is not None and hasattr(self._iterator, "close"):
             self._iterator.close()
         self._iterator = None
+
+
+def _live_with_parent(_worker: int, _workers: int) -> None:
+    """In a worker: leave signals, which go to the whole group, to the parent; end when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def train_batches(

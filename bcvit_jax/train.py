@@ -1,5 +1,6 @@
 """Training: the state, the step, and the loop over one held-out fold."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -292,8 +293,10 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
         stream.set_state(extra["stream"])
         run.say(f"{run.name}: going on after step {step} of {steps}")
     journal.start(run.name, begin.step)
-    state, seconds = _loop(run, journal, program, state, key, stream, begin, steps, steps_per_epoch)
-    stream.close()
+    with contextlib.closing(stream):
+        state, seconds = _loop(
+            run, journal, program, state, key, stream, begin, steps, steps_per_epoch
+        )
     predictions = predict_fold(run, program, state.params)
     if jax.process_index() == 0:
         facts = {
