@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 tfds.disable_progress_bar()
+# A shell's background job ignores Ctrl-C, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = ("DISC", "RING", "BARS")
 FOLDS = 5

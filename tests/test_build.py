@@ -228,10 +228,7 @@ def test_building_imports_neither_tensorflow_nor_torch(tree, tmp_path):
 
 
 def start(*arguments: str | Path) -> subprocess.Popen:
-    """The command in a process group of its own, with two reading processes.
-
-    It heeds Ctrl-C even where the tests run in a shell's background, which ignores it.
-    """
+    """The command in a process group of its own, with two reading processes."""
     command = [sys.executable, "-m", "data_prep.build", "folder", "--workers", "2"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
@@ -239,7 +236,6 @@ def start(*arguments: str | Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

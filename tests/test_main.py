@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,7 +88,13 @@ class Runs:
         return [f"--workdir={workdir}", *flags]
 
     def start(
-        self, workdir: Path, *, within: tuple[str, int] | None = None, before: str = "", **changes
+        self,
+        workdir: Path,
+        *,
+        within: tuple[str, int] | None = None,
+        before: str = "",
+        environment: dict[str, str] | None = None,
+        **changes: Any,
     ) -> subprocess.Popen:
         """`before` is a shell command such as ulimit; `within` a function and a signal."""
         program = ["-m", "bcvit_jax.main"]
@@ -99,10 +106,11 @@ class Runs:
         return subprocess.Popen(
             command,
             cwd=CHECKOUT,
-            env=self.environment,
+            env=self.environment | (environment or {}),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
 
 
@@ -181,9 +189,9 @@ def troubled(runs, straight) -> tuple[Path, dict[str, str]]:
     process.kill()
     end(process, -signal.SIGKILL)
 
-    process = runs.start(workdir)
+    process = runs.start(workdir, **{"data.workers": 1})
     wait_for(process, newer(workdir))
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, to the worker too
     said["SIGTERM"] = "".join(end(process, 143))
 
     damaged = checkpoints(workdir)[-1]
@@ -370,6 +378,39 @@ def test_what_is_not_finite_ends_the_run_and_is_never_kept(say, tmp_path, change
     assert "Lower config.optimizer.learning_rate" in last
     assert not checkpoints(tmp_path / "w")
     assert not list((tmp_path / "w").rglob("predictions*"))
+
+
+def test_two_processes_of_a_cluster_train_as_one(runs, say):
+    """As Open MPI would start them; a signal after the training ends both, all saved."""
+    changes = {"data.mixup": 0.0, "model.drop_path": 0.0, "model.depth": 1, "epochs": 1}
+    changes |= {"log_steps": 1, "checkpoint_epochs": 1.0}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    cluster = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": port}
+    cluster |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    both = [
+        runs.start(
+            runs.folder / "cluster",
+            within=("bcvit_jax.train.predict_fold", signal.SIGTERM),
+            environment=cluster | {"OMPI_COMM_WORLD_RANK": rank},
+            distributed=True,
+            **changes,
+        )
+        for rank in "01"
+    ]
+    said = [end(process, 143) for process in both]
+    assert "2 × cpu" in said[0][0]
+    # The library that connects the processes says so itself.
+    assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []
+    (saved,) = checkpoints(runs.folder / "cluster")
+    assert verify(saved) is None
+    assert say(runs.folder / "alone", **changes)[0] == 0
+    alone, cluster = (journal(runs.folder / name) for name in ("alone", "cluster"))
+    assert len(alone) == len(cluster) == 6
+    for one, other in zip(alone, cluster, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], abs=1e-5)
 
 
 def test_two_processes_do_not_train_in_one_folder(straight, say):
