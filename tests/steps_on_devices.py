@@ -1,7 +1,10 @@
 """Twenty train steps on all devices there are; prints the metrics as JSON for test_train.py."""
 
 import json
+import math
+import re
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +17,22 @@ from bcvit_jax.train import make_mesh, make_program, to_devices
 from tests.networks import random_batch
 
 STEPS, BATCH = 20, 16
-OPTIMIZERS = {
-    "sgd": OptimizerConfig(learning_rate=0.02, milestones=(2,)),
-    "muon": OptimizerConfig(
-        name="muon", learning_rate=1e-3, schedule="cosine", warmup_epochs=1.0, clip_norm=1.0
-    ),
-}
+COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
 
 
-def run_config(optimizer: str) -> RunConfig:
-    """A network of two blocks on 32×32 pixels, everything random switched on."""
+def run_config(depth: int = 2) -> RunConfig:
+    """A network of 2+1 blocks on 32×32 pixels, all that is random in a step switched on."""
     model = dict(name="bcvit_tiny_patch16_s12_128", image_size=32, patch_size=8, stride=6)
-    model |= dict(width=32, heads=2, mlp_width=64, depth=2, drop_path=0.2)
+    model |= dict(width=32, heads=2, mlp_width=64, depth=depth, drop_path=0.2)
+    optimizer = OptimizerConfig(learning_rate=0.02, milestones=(2,), clip_norm=5.0)
     loss = LossConfig(label_smoothing=0.1)
-    return RunConfig(
-        "test", model, DataConfig(path=""), OPTIMIZERS[optimizer], loss, batch_size=BATCH
-    )
+    return RunConfig("test", model, DataConfig(path=""), optimizer, loss, batch_size=BATCH)
 
 
-def train(optimizer: str) -> dict[str, list[float]]:
+def train() -> dict[str, list[float]]:
     """The metrics of every step, by name."""
     mesh = make_mesh()
-    program = make_program(run_config(optimizer), 5, steps_per_epoch=5, steps=STEPS, mesh=mesh)
+    program = make_program(run_config(), 5, steps_per_epoch=5, steps=STEPS, mesh=mesh)
     key = jax.random.key(3)
     state = program.init(key)
     batches = to_devices((random_batch(BATCH, seed=seed) for seed in range(STEPS)), mesh)
@@ -47,6 +44,26 @@ def train(optimizer: str) -> dict[str, list[float]]:
             history.setdefault(name, []).append(float(value))
     assert int(state.step) == STEPS
     return history
+
+
+def exchanged() -> dict[str, Any]:
+    """Every collective operation of a step: (operation, type, elements); the number of parameters.
+
+    Of a network of one block and the last, so that each stands once in the compiled program.
+    """
+    program = make_program(run_config(depth=1), 5, steps_per_epoch=5, steps=1, mesh=make_mesh())
+    key = jax.random.key(3)
+    state = jax.eval_shape(program.init, key)
+    step: Any = program.train_step
+    text = step.lower(state, random_batch(BATCH), key).compile().as_text()
+    found = []
+    for line in text.splitlines():
+        if call := re.search(rf" = (.*?) ({COLLECTIVES})(?:-start)?\(", line):
+            for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", call[1]):
+                count = math.prod(int(n) for n in sizes.split(",") if n)
+                found.append((call[2], kind, count))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    return {"exchanged": found, "parameters": parameters}
 
 
 def sharded_contrastive() -> dict[str, float]:
@@ -61,6 +78,5 @@ def sharded_contrastive() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    results = {name: train(name) for name in OPTIMIZERS}
     facts = {"devices": jax.device_count(), "contrastive": sharded_contrastive()}
-    json.dump(results | facts, sys.stdout)
+    json.dump(facts | exchanged() | {"history": train()}, sys.stdout)

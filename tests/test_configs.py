@@ -5,10 +5,12 @@ import importlib
 import inspect
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import jax
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from bcvit_jax.config import RunConfig, from_dict, to_dict
 from bcvit_jax.train import abstract_batch, make_mesh, make_program, network_config
@@ -81,17 +83,37 @@ def test_the_docstring_gives_the_command(name):
         assert f"{name}.py:{variant}" in words or f":{variant}`" in words
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_papers_train_step_lowers_for_cuda(dtype):
+def lowered_for_cuda(dtype: str) -> str:
+    """The paper's train step as XLA would get it on a GPU."""
     config = run_config("base", dtype=dtype)
     program = make_program(config, CLASSES, steps_per_epoch=100.0, steps=1000, mesh=make_mesh())
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(program.init, key)
     traced = program.train_step.trace(state, abstract_batch(32, 224), key)  # pyright: ignore
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    products = "bf16" if dtype == "bfloat16" else "f32"
-    assert f"tensor<32x325x2304x{products}>" in text  # q, k and v of all 325 tokens
-    assert f"tensor<32x13x2304x{products}>" in text  # and of the thirteen kept ones
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """What asks for the kind of device is told that it is a GPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def test_the_papers_train_step_lowers_for_cuda(on_gpu):
+    text = lowered_for_cuda("float32")
+    assert "tensor<32x325x2304xf32>" in text  # q, k and v of all 325 tokens
+    assert "tensor<32x13x2304xf32>" in text  # and of the thirteen kept ones
+    assert "cudnn" not in text  # which has no fused attention in float32
+
+
+def test_in_bfloat16_every_block_calls_cudnns_fused_attention(on_gpu, monkeypatch):
+    """cuDNN is pretended: its version is all that tracing asks for."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    text = lowered_for_cuda("bfloat16")
+    calls = Counter(re.findall(r"@(__cudnn\$\w+)", text))
+    # The block that the loop runs twelve times, and the last one.
+    assert calls == {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 2}
+    assert not re.findall(r"tensor<32x12x(\d\d+)x\1x", text)  # no attention map is ever made
 
 
 def test_base_is_the_papers_protocol():

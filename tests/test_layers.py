@@ -1,7 +1,5 @@
 """Layers against XLA's own convolution, PyTorch, and equation 1."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,10 +45,8 @@ CONVOLUTIONS = [
     pytest.param(16, 12, 0, 64, 53, id="patch16-stride12"),
     pytest.param(16, 16, 0, 50, 48, id="patch16-stride16"),
     pytest.param(32, 24, 0, 83, 56, id="patch32-stride24"),
-    pytest.param(32, 32, 0, 64, 96, id="patch32-stride32"),
     pytest.param(3, 2, 1, 16, 22, id="stem"),
     pytest.param(5, 3, 0, 21, 17, id="coprime"),
-    pytest.param(4, 3, 2, 15, 19, id="padded"),
     pytest.param(2, 3, 0, 11, 9, id="gaps"),
     pytest.param(7, 7, 0, 7, 7, id="one-patch"),
 ]
@@ -79,13 +75,15 @@ def test_embedding_is_a_convolution(size, stride, padding, height, width):
     rows, columns = grid_shape(height + 2 * padding, width + 2 * padding, size, stride)
     weight = rng.normal(0, 1, (2, rows, columns, 8)) / (16 * rows * columns) ** 0.5
 
-    @partial(jax.jit, static_argnums=0)
-    def value_and_gradients(function, images, params):
-        y, gradient = jax.vjp(function, images, params)
-        return y, gradient(jnp.asarray(weight, jnp.float32))
+    @jax.jit
+    def both(images, params):
+        results = []
+        for function in (ours, theirs):
+            y, gradient = jax.vjp(function, images, params)
+            results.append((y, gradient(jnp.asarray(weight, jnp.float32))))
+        return results
 
-    y, gradient = value_and_gradients(ours, images, params)
-    expected, expected_gradient = value_and_gradients(theirs, images, params)
+    (y, gradient), (expected, expected_gradient) = both(images, params)
     assert y.shape == expected.shape == (2, rows, columns, 8)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
     arrays = zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True)
@@ -141,14 +139,16 @@ def test_dense_is_pytorchs_with_its_kernel_transposed():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_arrays_at_rest_are_float32_whatever_the_arithmetic(dtype):
-    layers = (
-        Dense(4, 6, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)),
-        LayerNorm(4, dtype=jnp.dtype(dtype)),
-        Convolution(4, 6, 2, 1, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)),
+    makers = (
+        lambda: Dense(4, 6, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)),
+        lambda: LayerNorm(4, dtype=jnp.dtype(dtype)),
+        lambda: Convolution(4, 6, 2, 1, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)),
     )
-    for layer in layers:
-        assert {str(v.dtype) for v in jax.tree.leaves(nnx.state(layer))} == {"float32"}
-        assert layer(jnp.ones((1, 3, 3, 4))).dtype == dtype
+    for make in makers:
+        layer = nnx.eval_shape(make)
+        assert {str(x.dtype) for x in jax.tree.leaves(nnx.state(layer))} == {"float32"}
+        y = nnx.eval_shape(lambda layer, x: layer(x), layer, jnp.ones((1, 3, 3, 4)))
+        assert y.dtype == dtype
 
 
 def test_separate_gradient_changes_no_number():

@@ -13,6 +13,9 @@ pytestmark = pytest.mark.usefixtures("strict_ranks")
 HALF = 0.5**0.5  # the cosine of 45°
 
 
+value_and_gradient = jax.jit(jax.value_and_grad(contrastive), static_argnames="alpha")
+
+
 def random_problem(b: int, d: int, c: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.normal(0, 1, (b, d)).astype(np.float32), rng.integers(0, c, b).astype(np.int32)
@@ -51,9 +54,7 @@ def test_contrastive_loss_by_hand():
 )
 def test_contrastive_loss_and_its_gradient_are_pytorchs(b, d, c, alpha):
     features, labels = random_problem(b, d, c)
-    value, gradient = jax.jit(
-        jax.value_and_grad(lambda z: contrastive(z, jnp.asarray(labels), alpha=alpha))
-    )(features)
+    value, gradient = value_and_gradient(features, labels, alpha=alpha)
     theirs = torch.tensor(features, requires_grad=True)
     expected = plain_contrastive(theirs, labels, alpha)
     expected.backward()
@@ -70,7 +71,7 @@ def test_different_cells_count_only_above_alpha(degrees, expected):
     angle = np.deg2rad(degrees)
     features = jnp.asarray([[1.0, 0.0], [np.cos(angle), np.sin(angle)]], jnp.float32)
     labels = jnp.asarray([0, 1])
-    value, gradient = jax.value_and_grad(contrastive)(features, labels)
+    value, gradient = value_and_gradient(features, labels)
     assert float(value) == pytest.approx(2 * expected / 4, abs=1e-6)
     assert bool((jnp.abs(gradient).max() > 1e-3) == (expected > 0))
 
@@ -99,7 +100,7 @@ def test_only_directions_and_the_partition_matter():
 def test_the_gradient_is_finite_for_features_of_any_length(length):
     features, labels = random_problem(4, 3, 2)
     features[1] *= length
-    value, gradient = jax.value_and_grad(contrastive)(jnp.asarray(features), labels)
+    value, gradient = value_and_gradient(features, labels)
     assert bool(jnp.isfinite(value))
     assert bool(jnp.isfinite(gradient).all())
 

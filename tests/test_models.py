@@ -58,7 +58,7 @@ def test_tokens_of_the_papers_network(monkeypatch):
         return model(jnp.zeros((2, 224, 224, 3)), full_maps=False)
 
     output = nnx.eval_shape(trace)
-    assert seen["first"] == [(2, 325, 768)] * 12
+    assert seen["first"] == [(2, 325, 768)]  # traced once, for all twelve
     assert seen["last"] == [(2, 13, 768)]
     assert [x.shape for x in output] == [(2, 10), (2, 768), (2, 12)]
     assert [str(x.dtype) for x in output] == ["float32", "float32", "int32"]
@@ -99,13 +99,17 @@ def test_defaults_are_the_readings_of_the_paper():
     assert (config.drop_path, config.stem, config.dtype) == (0.0, (), "float32")
 
 
-def test_a_small_network_is_made_and_run():
+def test_overrides_make_another_network():
     sizes = dict(image_size=16, patch_size=8, stride=8, width=8, heads=2, mlp_width=8, depth=1)
-    model = create_model("bcvit_tiny_patch16_s12_128", 3, rngs=nnx.Rngs(5), **sizes)
-    graph, params = nnx.split(model)
-    output = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(params, jnp.zeros((2, 16, 16, 3)))
-    assert output.logits.shape == (2, 3)
-    assert output.kept.shape == (2, 2)
+    model = nnx.eval_shape(
+        lambda: create_model("bcvit_tiny_patch16_s12_128", 3, rngs=nnx.Rngs(5), **sizes)
+    )
+    output = nnx.eval_shape(lambda model, x: model(x), model, jnp.zeros((2, 16, 16, 3)))
+    assert (output.logits.shape, output.feature.shape, output.kept.shape) == (
+        (2, 3),
+        (2, 8),
+        (2, 2),
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bcvit_jax.models.layers import Convolution, Dense, LayerNorm, grid_shape
+from bcvit_jax.models.attention import attend, attention_rows
+from bcvit_jax.models.layers import Convolution, Dense, LayerNorm, chain, grid_shape
 
 _truncated_normal = jax.nn.initializers.truncated_normal(0.02)
 
@@ -172,14 +173,14 @@ class Attention(nnx.Module):
         self.projection = Dense(config.width, config.width, rngs=rngs, dtype=dtype)
         self.heads = config.heads
 
-    def __call__(self, z, *, class_row: bool = True, full_map: bool = False):
-        """z [b, n, d] -> ([b, n, d], rows).
+    def __call__(self, z, norm, *, class_row: bool = True, full_map: bool = False):
+        """MSA(norm(z)): z [b, n, d] -> ([b, n, d], rows).
 
         rows: the class row [b, h, n] in float32, the full map [b, h, n, n] if `full_map`, else
         None. The full map is for figures; the class row is all that equation 11 needs.
         """
         b, n, d = z.shape
-        qkv = self.qkv(z).reshape(b, n, 3, self.heads, d // self.heads)
+        qkv = chain(norm, self.qkv)(z).reshape(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         rows = None
         if full_map:
@@ -187,21 +188,6 @@ class Attention(nnx.Module):
         elif class_row:
             rows = attention_rows(q[:, :1], k)[:, :, 0]
         return self.projection(attend(q, k, v).reshape(b, n, d)), rows
-
-
-def attention_rows(q, k):
-    """Equation 4: softmax(q·kᵀ/√d_head), q [b, m, h, d], k [b, n, h, d] -> [b, h, m, n] float32."""
-    scores = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores / q.shape[-1] ** 0.5, axis=-1)
-
-
-def attend(q, k, v):
-    """Equations 4 and 5 without keeping the map: q, k, v [b, n, h, d] -> [b, n, h, d].
-
-    In bfloat16 on a GPU this is cuDNN's fused attention.
-    """
-    fused = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
 
 
 class MLP(nnx.Module):
@@ -213,35 +199,40 @@ class MLP(nnx.Module):
         self.contract = Dense(config.mlp_width, config.width, rngs=rngs, dtype=dtype)
         self.activation = _activation(config.activation)
 
-    def __call__(self, z):
-        return self.contract(self.activation(self.expand(z)))
+    def __call__(self, z, norm):
+        """MLP(norm(z)): z [b, n, d] -> [b, n, d]."""
+        return chain(self.activation, self.contract)(chain(norm, self.expand)(z))
 
 
 class Block(nnx.Module):
     """Equation 8: z' = MSA(LN z) + z; z'' = MLP(LN z') + z'."""
 
-    def __init__(self, config: BCViTConfig, *, drop_path: float, rngs: nnx.Rngs):
+    def __init__(self, config: BCViTConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         self.attention_norm = LayerNorm(config.width, dtype=dtype)
         self.attention = Attention(config, rngs=rngs)
         self.mlp_norm = LayerNorm(config.width, dtype=dtype)
         self.mlp = MLP(config, rngs=rngs)
-        self.drop_path = drop_path
 
-    def __call__(self, z, *, class_row: bool = True, full_map: bool = False, key=None):
-        """z [b, n, d] -> (z'' [b, n, d], rows as `Attention` returns them)."""
+    def __call__(
+        self, z, *, class_row: bool = True, full_map: bool = False, drop_path=0.0, key=None
+    ):
+        """z [b, n, d] -> (z'' [b, n, d], rows as `Attention` returns them).
+
+        With a key each branch is left out of an image's pass with the chance `drop_path`.
+        """
         keys = (None, None) if key is None else jax.random.split(key)
         branch, rows = self.attention(
-            self.attention_norm(z), class_row=class_row, full_map=full_map
+            z, self.attention_norm, class_row=class_row, full_map=full_map
         )
-        z = z + drop_branch(branch, self.drop_path, keys[0])
-        branch = self.mlp(self.mlp_norm(z))
-        return z + drop_branch(branch, self.drop_path, keys[1]), rows
+        z = z + drop_branch(branch, drop_path, keys[0])
+        branch = self.mlp(z, self.mlp_norm)
+        return z + drop_branch(branch, drop_path, keys[1]), rows
 
 
-def drop_branch(branch, chance: float, key):
+def drop_branch(branch, chance, key):
     """Stochastic depth (Huang et al. 2016): a branch is 0 with `chance`, else scaled up."""
-    if key is None or chance == 0.0:
+    if key is None:
         return branch
     keep = jax.random.bernoulli(key, 1.0 - chance, (branch.shape[0], 1, 1))
     return branch * (keep / (1.0 - chance)).astype(branch.dtype)
@@ -277,10 +268,15 @@ class SparseAttention(nnx.Module):
         return jnp.einsum("bl,lbhn->bhn", self.layer_weights(class_rows), class_rows)
 
     def select(self, class_rows):
-        """Equation 11's i_k: ([b, h·k] patch indices from 0, [b, h·k] their fused weights)."""
-        weights, indices = jax.lax.top_k(self.fuse(class_rows)[:, :, 1:], self.tokens_per_head)
+        """Equation 11's i_k: ([b, h·k] patch indices from 0, [b, h·k] their fused weights).
+
+        By sorting, which devices do each for their own images; `jax.lax.top_k` gathers them all.
+        """
+        weights = self.fuse(class_rows)[:, :, 1:]
+        indices = jnp.argsort(-weights, axis=-1)[:, :, : self.tokens_per_head]
+        kept = jnp.take_along_axis(weights, indices, axis=-1)
         b = weights.shape[0]
-        return indices.reshape(b, -1), weights.reshape(b, -1)
+        return indices.reshape(b, -1), kept.reshape(b, -1)
 
     def gather(self, z, kept, weights):
         """The last block's input [z_class; z^{i₁}; …; z^{i_K}]: z [b, n, d] -> [b, 1 + h·k, d].
@@ -315,16 +311,11 @@ class BCViT(nnx.Module):
 
     def __init__(self, config: BCViTConfig, *, rngs: nnx.Rngs):
         self.config = config
-        extra = int(config.selection)
-        total = config.num_maps + extra
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
         self.embedding = PatchEmbedding(config, rngs=rngs)
-        self.blocks = nnx.List(
-            Block(config, drop_path=rates[i], rngs=rngs) for i in range(config.num_maps)
-        )
+        self.blocks = nnx.List(Block(config, rngs=rngs) for _ in range(config.num_maps))
         if config.selection:
             self.sparse_attention = SparseAttention(config, rngs=rngs)
-            self.last_block = Block(config, drop_path=rates[-1], rngs=rngs)
+            self.last_block = Block(config, rngs=rngs)
         self.norm = LayerNorm(config.width, dtype=jnp.float32)
         self.head = Dense(config.width, config.num_classes, rngs=rngs)
 
@@ -348,7 +339,8 @@ class BCViT(nnx.Module):
             class_rows = rows[:, :, :, 0] if full_maps else rows
             kept, weights = self.sparse_attention.select(class_rows)
             z = self.sparse_attention.gather(z, kept, weights)
-            z, _ = self.last_block(z, class_row=False, key=_fold_in(key, len(self.blocks)))
+            last = None if key is None else jax.random.fold_in(key, len(self.blocks))
+            z, _ = self.last_block(z, class_row=False, drop_path=self.config.drop_path, key=last)
         logits, feature = self.classify(z)
         output = Output(logits, feature, kept)
         return (output, rows) if full_maps else output
@@ -359,22 +351,28 @@ class BCViT(nnx.Module):
         Rows are class rows [l, b, h, n], full maps [l, b, h, n, n], or None without selection.
         """
         z = self.embedding(images)
-        rows = []
-        for i, block in enumerate(self.blocks):
-            z, row = block(
-                z, class_row=self.config.selection, full_map=full_maps, key=_fold_in(key, i)
-            )
-            rows.append(row)
-        return z, None if rows[0] is None else jnp.stack(rows)
+        graph, _ = nnx.split(self.blocks[0])
+        layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in self.blocks))
+        dropping = None
+        if key is not None:
+            place = jnp.arange(len(self.blocks))
+            last = max(len(self.blocks) + self.config.selection - 1, 1)
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
+            dropping = {"drop_path": self.config.drop_path * place / last, "key": keys}
+
+        def layer(z, inputs):
+            params, dropping = inputs
+            rows = dict(class_row=self.config.selection, full_map=full_maps)
+            return nnx.merge(graph, params)(z, **rows, **(dropping or {}))
+
+        # A loop compiles one block, not twelve. Unrolled, XLA's CPU compiler also sums the gradient
+        # of the residual stream anew for every block, from all the blocks above it.
+        return jax.lax.scan(layer, z, (layers, dropping))
 
     def classify(self, z):
         """z [b, n, d] -> (logits [b, classes], class-token feature [b, d]), float32."""
         feature = self.norm(z[:, 0])
         return self.head(feature), feature
-
-
-def _fold_in(key, i: int):
-    return None if key is None else jax.random.fold_in(key, i)
 
 
 def _activation(name: str):

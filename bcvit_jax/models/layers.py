@@ -1,5 +1,7 @@
 """Layers that every network here is made of; arrays rest in float32 and compute in `dtype`."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +21,21 @@ def separate_gradient(y):
 
 
 separate_gradient.defvjp(lambda y: (y, None), lambda _, g: (lax.optimization_barrier(g),))
+
+
+def chain(*functions: Callable) -> Callable:
+    """The functions one after the other; what is between them is not kept for the backward pass.
+
+    For a norm or activation before a dense layer: made again at the cost of a pass over the array,
+    where keeping it would cost its memory in every block.
+    """
+
+    def call(x):
+        for function in functions:
+            x = function(x)
+        return x
+
+    return jax.checkpoint(call, prevent_cse=False)
 
 
 class Dense(nnx.Module):
