@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bcvit_jax.evaluate import (
 from bcvit_jax.journal import Journal
 from bcvit_jax.provenance import continued, provenance
 from bcvit_jax.report import to_json, write_report
+from bcvit_jax.runtime import described
 from bcvit_jax.signals import Signals
 from bcvit_jax.train import FoldRun, balanced_counts, check_run, make_mesh, train_fold
 
@@ -191,7 +193,8 @@ def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
         f"{len(dataset.folds)} folds{donors}\n"
         f"  held out  {', '.join(dataset.folds[i] for i in config.folds)}\n"
         f"  devices   {len(devices)} × {devices[0].device_kind}\n"
-        f"  folder    {workdir}"
+        f"  folder    {workdir}\n"
+        f"  settings  {described(os.environ) or 'none'}"
     )
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from bcvit_jax import command_line
+from bcvit_jax import command_line, runtime
 from bcvit_jax.errors import RunError, UserError
 from bcvit_jax.signals import Signals, Stop
 
@@ -44,4 +44,5 @@ def _fail(error: Exception, status: int) -> int:
 
 
 if __name__ == "__main__":
+    runtime.restart_with_settings()
     sys.exit(main(sys.argv[1:]))

@@ -31,6 +31,7 @@ from bcvit_jax.data import (
 )
 from bcvit_jax.errors import RunError, UserError
 from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
+from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal, progress
 from bcvit_jax.models import BCViT, BCViTConfig, model_config
 from bcvit_jax.signals import Signals, Stop
@@ -285,7 +286,7 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
     )
     found = run.checkpoints.restore(abstract)
     if found is None:
-        begin = _Begin(0, 0.0, [])
+        begin = _Begin(0, {}, [])
         state = program.init(key)
     else:
         step, state, extra = found
@@ -293,16 +294,20 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
         stream.set_state(extra["stream"])
         run.say(f"{run.name}: going on after step {step} of {steps}")
     journal.start(run.name, begin.step)
+    goodput = Goodput(begin.seconds)
     with contextlib.closing(stream):
-        state, seconds = _loop(
-            run, journal, program, state, key, stream, begin, steps, steps_per_epoch
+        state = _loop(
+            run, journal, program, state, key, stream, begin, steps, steps_per_epoch, goodput
         )
-    predictions = predict_fold(run, program, state.params)
+    with goodput.spend("evaluation"):
+        predictions = predict_fold(run, program, state.params)
+    run.say(f"{run.name}: {goodput}")
     if jax.process_index() == 0:
         facts = {
             "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
             "steps": steps,
-            "minutes": round(seconds / 60, 2),
+            "minutes": round(goodput.training / 60, 2),
+            "seconds": {part: round(gone, 2) for part, gone in goodput.seconds.items()},
         }
         folder = run.workdir / run.name
         write_whole(folder / "training.json", (json.dumps(facts, indent=1) + "\n").encode())
@@ -314,25 +319,21 @@ class _Begin(NamedTuple):
     """Where the loop begins: what earlier processes of this run have done."""
 
     step: int
-    seconds: float
+    seconds: dict[str, float]
     unlogged: list[dict[str, float]]
     """Metrics of the steps since the last line of the journal."""
 
 
 def _loop(
-    run, journal, program, state, key, stream, begin, steps, steps_per_epoch
-) -> tuple[State, float]:
-    """Steps to `steps`; metrics are fetched one step late, so the device never waits.
-
-    Returns the state and the seconds of training so far.
-    """
+    run, journal, program, state, key, stream, begin, steps, steps_per_epoch, goodput
+) -> State:
+    """Steps to `steps`; metrics are fetched one step late, so the device never waits."""
     config, checkpoints = run.config, run.checkpoints
     every = max(1, round(config.checkpoint_epochs * steps_per_epoch))
     batches = to_devices(stream, run.mesh)
     bar = progress(run.name, steps * config.batch_size, "img", begin.step * config.batch_size)
     unlogged, pending, saved = list(begin.unlogged), None, begin.step
     logged, clock = begin.step, time.perf_counter()
-    started = clock - begin.seconds
 
     def diverged(step: int, what: str) -> Diverged:
         bar.close()
@@ -365,28 +366,43 @@ def _loop(
             bar.set_postfix(loss=f"{mean['loss']:.3f}", top1=f"{mean['top1']:.3f}", refresh=False)
             unlogged, logged, clock = [], step, now
 
-    with bar, run.signals.deferred():
+    def save(step: int) -> None:
+        nonlocal saved
+        if not all_finite(state):
+            raise diverged(step, "a weight is not finite")
+        journal.flush()
+        extra = {
+            # Batches are read one ahead: the place in the stream is the step's.
+            "stream": {**stream.get_state(), "position": step},
+            "seconds": goodput.seconds,
+            "unlogged": unlogged,
+        }
+        checkpoints.save(step, state, extra)
+        saved = step
+
+    def next_batch():
+        """The device waits for it where it has done the step before when the batch comes."""
+        start = time.perf_counter()
+        batch = next(batches)
+        if pending is None or pending[1]["loss"].is_ready():
+            goodput.move(time.perf_counter() - start, "step", "input")
+        return batch
+
+    with bar, run.signals.deferred(), goodput.spend("step"):
         for step in range(begin.step + 1, steps + 1):
-            state, metrics = program.train_step(state, next(batches), key)
+            batch = next_batch()
+            with goodput.spend("compile" if step == begin.step + 1 else "step"):
+                state, metrics = program.train_step(state, batch, key)
             settle()
             pending = (step, metrics)
             stopping = _stopping(run, step)
             if step % every == 0 or step == steps or stopping:
                 settle()
-                if not all_finite(state):
-                    raise diverged(step, "a weight is not finite")
-                journal.flush()
-                extra = {
-                    # Batches are read one ahead: the place in the stream is the step's.
-                    "stream": {**stream.get_state(), "position": step},
-                    "seconds": time.perf_counter() - started,
-                    "unlogged": unlogged,
-                }
-                checkpoints.save(step, state, extra)
-                saved = step
+                with goodput.spend("checkpoint"):
+                    save(step)
             if stopping:
                 raise Stop(f"{run.name}: saved after step {step} of {steps}")
-    return state, time.perf_counter() - started
+    return state
 
 
 def _stopping(run: FoldRun, step: int) -> bool:
