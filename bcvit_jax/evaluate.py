@@ -332,17 +332,17 @@ def table(summary: Mapping[str, Any]) -> str:
     for row in pooled["classes"]:
         figures = [number(row[key], 3) for key in ("precision", "recall", "f1")]
         rows.append([row["name"], *figures, str(row["n"])])
-    lines = _aligned(rows)
+    lines = aligned(rows)
     rows = [["", *METRICS.values(), "n"]]
     for fold in folds:
         rows.append([fold["fold"], *(number(fold[key]) for key in METRICS), str(fold["n"])])
     if len(folds) > 1:
         rows.append(["mean ± sd", *(mean_and_sd(summary["mean"][key]) for key in METRICS), ""])
         rows.append(["pooled", *(number(pooled[key]) for key in METRICS), str(pooled["n"])])
-    return "\n".join([*lines, "", *_aligned(rows)])
+    return "\n".join([*lines, "", *aligned(rows)])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns padded to their widest entry, the first to the left; a rule below the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -1,0 +1,100 @@
+"""The benchmarks compare like with like, and their table is what was measured."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.benchmarks import __main__ as program
+from tests.benchmarks import limit, ours, peers
+from tests.benchmarks.jobs import Shape, random_batch
+from tests.networks import named
+
+SHAPE = Shape("vit_t", batch=4, side=64)
+
+
+def copied(params: Any) -> peers.Network:
+    """PyTorch's network with our weights."""
+    network = peers.Network(SHAPE, whole_maps=False)
+    renamed = {
+        "embedding.projection": "patches",
+        "embedding.class_token": "token",
+        "embedding.position": "position",
+        "attention_norm": "norm1",
+        "attention.projection": "attn.proj",
+        "attention.qkv": "attn.qkv",
+        "mlp_norm": "norm2",
+        "mlp.expand": "mlp.fc1",
+        "mlp.contract": "mlp.fc2",
+        "sparse_attention.": "",
+        "last_block": "last",
+    }
+    state = {}
+    for name, array in named(params).items():
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        value = np.asarray(array)
+        if name.endswith(".kernel"):
+            value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
+        name = name.replace(".kernel", ".weight").replace(".scale", ".weight")
+        state[name] = torch.from_numpy(value.copy())
+    network.load_state_dict(state)  # strict: every array of both sides is there
+    return network
+
+
+def test_the_peer_trains_as_we_do():
+    """Three steps from the same weights: logits, both losses, selection and SGD agree."""
+    made, key = ours.program(SHAPE), jax.random.key(0)
+    state, batch = made.init(key), random_batch(SHAPE)
+    network = copied(nnx.state(state.params, nnx.Param))
+    with torch.inference_mode():
+        theirs = network(peers.prepared(torch.from_numpy(batch["image"])))[0]
+    logits, _ = made.predict_step(state.params, jnp.asarray(batch["image"]))
+    np.testing.assert_allclose(logits, theirs.numpy(), rtol=0, atol=1e-4)
+    step = peers.train(SHAPE, network)
+    losses = []
+    for _ in range(3):
+        state, metrics = made.train_step(state, batch, key)
+        losses.append((float(metrics["loss"]), step()))
+    for loss, their_loss in losses:
+        assert loss == pytest.approx(their_loss, abs=1e-4)
+    assert losses[2][0] < losses[0][0] - 1e-3
+
+
+def test_whole_maps_keep_as_many_tokens():
+    network = peers.Network(SHAPE, whole_maps=True)
+    seen = []
+    network.last.register_forward_hook(lambda _module, arguments, _result: seen.append(arguments))
+    network(peers.prepared(torch.from_numpy(random_batch(SHAPE)["image"])))
+    assert seen[0][0].shape == (4, 1 + 3, 192)
+
+
+def test_products_of_a_step_are_those_that_pytorch_counts():
+    step = peers.train(SHAPE)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    # It counts a few small products more: rows, fusion, head, contrastive loss.
+    assert limit.products_of_a_step(SHAPE) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_ratios_are_those_of_the_pairs():
+    values = {"ours": [2.0, 3.0, 8.0], "peer": [1.0, 2.0, 2.0]}
+    found = program.result("train/P1/x", values, "images/s")
+    expected = {"ours": 3.0, "peer": 2.0, "ratio": 2.0, "low": 1.5, "high": 4.0}
+    assert found == {"name": "train/P1/x", "unit": "images/s"} | expected
+    assert "1.50–4.00" in program.table([found])
+
+
+def test_a_row_is_measured_in_two_processes(tmp_path):
+    row = program.Row("forward/P1/x", "forward", "forward", Shape("vit_t", 1, side=32), 2, 1)
+    (found,) = program.measure(row, tmp_path)
+    assert json.loads(json.dumps(found)) == found
+    assert found["low"] <= found["ratio"] <= found["high"]
+    assert found["limit_gflops"] > 1
