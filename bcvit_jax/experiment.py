@@ -23,11 +23,12 @@ from bcvit_jax.evaluate import (
     write_whole,
 )
 from bcvit_jax.journal import Journal
+from bcvit_jax.program import make_mesh
 from bcvit_jax.provenance import continued, provenance
 from bcvit_jax.report import to_json, write_report
 from bcvit_jax.runtime import described
 from bcvit_jax.signals import Signals
-from bcvit_jax.train import FoldRun, balanced_counts, check_run, make_mesh, train_fold
+from bcvit_jax.train import FoldRun, balanced_counts, check_run, train_fold
 
 # What may lie in a work folder before its run: logs of the shell, and what a killed start left.
 _HARMLESS = (".log", ".out", ".err", ".txt", ".partial")

@@ -1,4 +1,4 @@
-"""Training: the state, the step, and the loop over one held-out fold."""
+"""Training: the loop over one held-out fold, its checkpoints and its predictions."""
 
 import contextlib
 import dataclasses
@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
-from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bcvit_jax import losses
 from bcvit_jax.checkpoint import Checkpoints, all_finite
-from bcvit_jax.config import OptimizerConfig, RunConfig
+from bcvit_jax.config import RunConfig
 from bcvit_jax.data import (
     CellDataset,
     TrainStream,
@@ -33,159 +28,12 @@ from bcvit_jax.errors import RunError, UserError
 from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal, progress
-from bcvit_jax.models import BCViT, BCViTConfig, model_config
+from bcvit_jax.program import Program, State, make_program, network_config
 from bcvit_jax.signals import Signals, Stop
 
 
 class Diverged(RunError):
     """Training left the finite numbers; the message names the step and the last good checkpoint."""
-
-
-class State(NamedTuple):
-    """All that a train step reads and writes."""
-
-    step: jax.Array
-    params: Any
-    opt_state: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The functions of one network and recipe; compiled once, used for every fold."""
-
-    init: Callable[[jax.Array], State]
-    train_step: Callable[[State, Mapping[str, Any], jax.Array], tuple[State, dict]]
-    predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-    model: BCViTConfig
-
-
-def network_config(config: RunConfig, num_classes: int) -> BCViTConfig:
-    """The network that `config.model` names; UserError for an unknown name, field or value."""
-    overrides = dict(config.model)
-    name = overrides.pop("name", None)
-    if name is None:
-        raise UserError("config.model.name is not set; name one of bcvit_jax.models.list_models()")
-    try:
-        return model_config(name, num_classes, **overrides)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.model: {error}") from None
-
-
-def make_optimizer(
-    config: OptimizerConfig, steps_per_epoch: float, steps: int
-) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
-    """The optimizer of `config`, and its learning rate by step; SGD is PyTorch's (coupled L2)."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if config.schedule == "milestones":
-        boundaries = {round(m * steps_per_epoch) - warmup: config.decay for m in config.milestones}
-        schedule = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
-    else:
-        schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1))
-    if warmup:
-        rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-        schedule = optax.join_schedules([rise, schedule], [warmup])
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    if config.name == "sgd":
-        parts += [
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(schedule, momentum=config.momentum or None),
-        ]
-    elif config.name == "adamw":
-        parts.append(optax.adamw(schedule, weight_decay=config.weight_decay, mask=_matrices))
-    else:
-        parts.append(
-            optax.contrib.muon(
-                schedule,
-                weight_decay=config.weight_decay,
-                weight_decay_mask=_matrices,
-                muon_weight_dimension_numbers=_muon_axes,
-                consistent_rms=0.2,
-            )
-        )
-    return optax.chain(*parts), schedule
-
-
-def _muon_axes(params: Any) -> Any:
-    """Input and output axes of the kernels that Muon orthogonalizes; the rest is Adam's."""
-    axes = {
-        2: optax.contrib.MuonDimensionNumbers(0, 1),
-        4: optax.contrib.MuonDimensionNumbers((0, 1, 2), 3),
-    }
-    return jax.tree.map(lambda x: axes.get(x.ndim), params)
-
-
-def _matrices(params: Any) -> Any:
-    """True for kernels: biases, norms, the class token and positions [1, n, d] are not decayed."""
-    return jax.tree.map(lambda x: x.ndim in (2, 4), params)
-
-
-def make_program(
-    config: RunConfig, num_classes: int, steps_per_epoch: float, steps: int, mesh: Mesh
-) -> Program:
-    """Init, train step and predict step, jitted over `mesh` (its one axis splits the batch)."""
-    model = network_config(config, num_classes)
-    optimizer, schedule = make_optimizer(config.optimizer, steps_per_epoch, steps)
-    abstract = nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0)))
-    graph, _ = nnx.split(abstract)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    by_batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-
-    def init(key):
-        params = nnx.split(BCViT(model, rngs=nnx.Rngs(key)))[1]
-        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def train_step(state, batch, key):
-        key = jax.random.fold_in(key, state.step) if model.drop_path else None
-
-        def loss(params):
-            output = nnx.merge(graph, params)(scale(batch["image"]), key=key)
-            entropy = losses.cross_entropy(
-                output.logits,
-                batch["label"],
-                smoothing=config.loss.label_smoothing,
-                mixed_labels=batch["mixed_label"],
-                mix=batch["mix"],
-            )
-            # Of a mixed image the class with the larger share counts.
-            label = jnp.where(batch["mix"] >= 0.5, batch["label"], batch["mixed_label"])
-            alike = losses.contrastive(output.feature, label, alpha=config.loss.alpha)
-            total = entropy + config.loss.contrastive * alike
-            hits = (output.logits.argmax(-1) == label).mean()
-            parts = {"loss": total, "cross_entropy": entropy, "contrastive": alike, "top1": hits}
-            return total, parts
-
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        metrics["gradient_norm"] = optax.tree.norm(gradient)
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state), metrics
-
-    def predict_step(params, images):
-        output = nnx.merge(graph, params)(scale(images))
-        return output.logits, output.kept
-
-    return Program(
-        jax.jit(init, out_shardings=everywhere),
-        jax.jit(
-            train_step,
-            donate_argnums=0,
-            in_shardings=(everywhere, by_batch, everywhere),
-            out_shardings=everywhere,
-        ),
-        jax.jit(predict_step, in_shardings=(everywhere, by_batch), out_shardings=everywhere),
-        model,
-    )
-
-
-def scale(images):
-    """uint8 [b, s, s, 3] -> float32 in [−1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def make_mesh() -> Mesh:
-    """All devices in one axis, which splits the batch."""
-    return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
 
 
 def check_run(config: RunConfig, dataset: CellDataset) -> None:
@@ -459,13 +307,3 @@ def predict_fold(run: FoldRun, program: Program, params: Any) -> Predictions:
 
     predictions, _ = evaluate_fold(predict, params, run.dataset, run.name, watched())
     return predictions
-
-
-def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a training batch, for tracing without data."""
-    return {
-        "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        "mixed_label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        "mix": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-    }

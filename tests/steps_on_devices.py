@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig
 from bcvit_jax.losses import contrastive
-from bcvit_jax.train import make_mesh, make_program, to_devices
+from bcvit_jax.program import make_mesh, make_program
+from bcvit_jax.train import to_devices
 from tests.networks import random_batch
 
 STEPS, BATCH = 20, 16

@@ -13,7 +13,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from bcvit_jax.config import RunConfig, from_dict, to_dict
-from bcvit_jax.train import abstract_batch, make_mesh, make_program, network_config
+from bcvit_jax.program import abstract_batch, make_mesh, make_program, network_config
 from configs import base
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")

@@ -10,7 +10,7 @@ import numpy as np
 
 from bcvit_jax.config import OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig, open_dataset, train_batches
-from bcvit_jax.train import Program, State, make_mesh, make_program
+from bcvit_jax.program import Program, State, make_mesh, make_program
 from tests.benchmarks.jobs import CLASSES, SIZES, Shape, random_batch
 
 

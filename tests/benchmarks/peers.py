@@ -12,7 +12,7 @@ from PIL import Image
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from tests.benchmarks.jobs import CLASSES, SIZES, Shape, random_batch
@@ -179,13 +179,8 @@ class Cells(Dataset):
 
 
 def read(shape: Shape, images: list[bytes]) -> Callable[[], object]:
-    """A batch from a DataLoader of two workers."""
-
-    def endless():
-        while True:
-            yield from DataLoader(
-                Cells(images, shape), shape.batch, shuffle=True, num_workers=2, drop_last=True
-            )
-
-    batches = endless()
+    """A batch from a DataLoader of two workers, which go on without end."""
+    cells = Cells(images, shape)
+    order = RandomSampler(cells, replacement=True, num_samples=2**31)
+    batches = iter(DataLoader(cells, shape.batch, sampler=order, num_workers=2))
     return lambda: np.asarray(next(batches))

@@ -50,7 +50,7 @@ def main(side: str, job: str, shape: dict, extra: dict) -> None:
         import jax
         from flax import nnx  # noqa: F401
 
-        import bcvit_jax.train  # noqa: F401
+        import bcvit_jax.program  # noqa: F401
 
         jax.devices()
     else:

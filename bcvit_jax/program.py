@@ -1,0 +1,126 @@
+"""What is compiled: the start, the train step and the predict step of one network and recipe."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bcvit_jax import losses
+from bcvit_jax.config import RunConfig
+from bcvit_jax.errors import UserError
+from bcvit_jax.models import BCViT, BCViTConfig, model_config
+from bcvit_jax.optimizer import make_optimizer
+
+
+class State(NamedTuple):
+    """All that a train step reads and writes."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The functions of one network and recipe; compiled once, used for every fold."""
+
+    init: Callable[[jax.Array], State]
+    train_step: Callable[[State, Mapping[str, Any], jax.Array], tuple[State, dict]]
+    predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+    model: BCViTConfig
+
+
+def network_config(config: RunConfig, num_classes: int) -> BCViTConfig:
+    """The network that `config.model` names; UserError for an unknown name, field or value."""
+    overrides = dict(config.model)
+    name = overrides.pop("name", None)
+    if name is None:
+        raise UserError("config.model.name is not set; name one of bcvit_jax.models.list_models()")
+    try:
+        return model_config(name, num_classes, **overrides)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}") from None
+
+
+def make_program(
+    config: RunConfig, num_classes: int, steps_per_epoch: float, steps: int, mesh: Mesh
+) -> Program:
+    """Init, train step and predict step, jitted over `mesh` (its one axis splits the batch)."""
+    model = network_config(config, num_classes)
+    optimizer, schedule = make_optimizer(config.optimizer, steps_per_epoch, steps)
+    abstract = nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0)))
+    graph, _ = nnx.split(abstract)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+
+    def init(key):
+        params = nnx.split(BCViT(model, rngs=nnx.Rngs(key)))[1]
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def train_step(state, batch, key):
+        key = jax.random.fold_in(key, state.step) if model.drop_path else None
+
+        def loss(params):
+            output = nnx.merge(graph, params)(scale(batch["image"]), key=key)
+            entropy = losses.cross_entropy(
+                output.logits,
+                batch["label"],
+                smoothing=config.loss.label_smoothing,
+                mixed_labels=batch["mixed_label"],
+                mix=batch["mix"],
+            )
+            # Of a mixed image the class with the larger share counts.
+            label = jnp.where(batch["mix"] >= 0.5, batch["label"], batch["mixed_label"])
+            alike = losses.contrastive(output.feature, label, alpha=config.loss.alpha)
+            total = entropy + config.loss.contrastive * alike
+            hits = (output.logits.argmax(-1) == label).mean()
+            parts = {"loss": total, "cross_entropy": entropy, "contrastive": alike, "top1": hits}
+            return total, parts
+
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state), metrics
+
+    def predict_step(params, images):
+        output = nnx.merge(graph, params)(scale(images))
+        return output.logits, output.kept
+
+    return Program(
+        jax.jit(init, out_shardings=everywhere),
+        jax.jit(
+            train_step,
+            donate_argnums=0,
+            in_shardings=(everywhere, by_batch, everywhere),
+            out_shardings=everywhere,
+        ),
+        jax.jit(predict_step, in_shardings=(everywhere, by_batch), out_shardings=everywhere),
+        model,
+    )
+
+
+def scale(images):
+    """uint8 [b, s, s, 3] -> float32 in [−1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def make_mesh() -> Mesh:
+    """All devices in one axis, which splits the batch."""
+    return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+
+
+def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a training batch, for tracing without data."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "mixed_label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "mix": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+    }
