@@ -1,6 +1,6 @@
-"""The process that jax runs in: memory pages, XLA's flags and the cache of compiled programs.
+"""The process that jax runs in: its memory pages and its cache of compiled programs.
 
-Both must be there before the interpreter starts, so `main` starts it again with them.
+The allocator reads its setting when a process starts, so `main` starts Python again with it.
 """
 
 import os
