@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from bcvit_jax.models.bcvit import BCViT, BCViTConfig, Output
+from bcvit_jax.models.bcvit import BCViT, Output
+from bcvit_jax.models.config import BCViTConfig
 
 _TINY: dict[str, Any] = dict(width=192, heads=3, mlp_width=768)
 _SMALL: dict[str, Any] = dict(width=384, heads=6, mlp_width=1536)
