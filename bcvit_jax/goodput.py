@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 PARTS = {
     "step": "train steps",
-    "compile": "compiling",
+    "compile": "starting and compiling",
     "input": "waiting for input",
     "checkpoint": "checkpoints",
     "evaluation": "evaluation",
@@ -14,10 +14,10 @@ PARTS = {
 
 
 class Goodput:
-    """A clock that counts seconds by `PARTS`; `earlier` are those of the run's former processes."""
+    """A clock that counts seconds by `PARTS`."""
 
-    def __init__(self, earlier: Mapping[str, float] | None = None):
-        self._seconds = dict.fromkeys(PARTS, 0.0) | dict(earlier or {})
+    def __init__(self):
+        self._seconds = dict.fromkeys(PARTS, 0.0)
         self._part: str | None = None
         self._since = 0.0
 
@@ -30,6 +30,11 @@ class Goodput:
             yield
         finally:
             self._switch(around)
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count what former processes of the run have spent."""
+        for part, gone in seconds.items():
+            self._seconds[part] += gone
 
     def move(self, seconds: float, source: str, target: str) -> None:
         """Let `seconds` that counted as `source` count as `target`."""

@@ -94,7 +94,12 @@ def make_program(
         return output.logits, output.kept
 
     return Program(
-        jax.jit(init, out_shardings=everywhere),
+        # A program of many small parts that runs once: less optimised, it is ready sooner.
+        jax.jit(
+            init,
+            out_shardings=everywhere,
+            compiler_options={"xla_backend_optimization_level": 1},
+        ),
         jax.jit(
             train_step,
             donate_argnums=0,
@@ -124,3 +129,8 @@ def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtype
         "mixed_label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "mix": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
     }
+
+
+def compiled(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """A jitted function compiled for `arguments`, arrays or their shapes, without running it."""
+    return function.lower(*arguments).compile()

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,14 @@ from bcvit_jax.errors import RunError, UserError
 from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal, progress
-from bcvit_jax.program import Program, State, make_program, network_config
+from bcvit_jax.program import (
+    Program,
+    State,
+    abstract_batch,
+    compiled,
+    make_program,
+    network_config,
+)
 from bcvit_jax.signals import Signals, Stop
 
 
@@ -125,30 +133,36 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
     stream = run.stream(size)
     steps_per_epoch = stream.examples_per_epoch / config.batch_size
     steps = max(1, math.floor(config.epochs * steps_per_epoch))
-    program = make_program(config, len(run.dataset.class_names), steps_per_epoch, steps, run.mesh)
-    key = jax.random.key(run.seed)
-    everywhere = NamedSharding(run.mesh, PartitionSpec())
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(program.init, key),
-    )
-    found = run.checkpoints.restore(abstract)
-    if found is None:
-        begin = _Begin(0, {}, [])
-        state = program.init(key)
-    else:
-        step, state, extra = found
-        begin = _Begin(step, extra["seconds"], extra["unlogged"])
-        stream.set_state(extra["stream"])
-        run.say(f"{run.name}: going on after step {step} of {steps}")
+    goodput = Goodput()
+    with goodput.spend("compile"), ThreadPoolExecutor(1) as beside:
+        classes = len(run.dataset.class_names)
+        program = make_program(config, classes, steps_per_epoch, steps, run.mesh)
+        key = jax.random.key(run.seed)
+        everywhere = NamedSharding(run.mesh, PartitionSpec())
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            jax.eval_shape(program.init, key),
+        )
+        batch = abstract_batch(config.batch_size, size)
+        compiling = beside.submit(compiled, program.train_step, abstract, batch, key)
+        found = run.checkpoints.restore(abstract)
+        if found is None:
+            begin = _Begin(0, {}, [])
+            state = program.init(key)
+        else:
+            step, state, extra = found
+            begin = _Begin(step, extra["seconds"], extra["unlogged"])
+            stream.set_state(extra["stream"])
+            run.say(f"{run.name}: going on after step {step} of {steps}")
+        train_step = compiling.result()
+    goodput.add(begin.seconds)
     journal.start(run.name, begin.step)
-    goodput = Goodput(begin.seconds)
     with contextlib.closing(stream):
         state = _loop(
-            run, journal, program, state, key, stream, begin, steps, steps_per_epoch, goodput
+            run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch, goodput
         )
     with goodput.spend("evaluation"):
-        predictions = predict_fold(run, program, state.params)
+        predictions = predict_fold(run, program, state.params, goodput)
     run.say(f"{run.name}: {goodput}")
     if jax.process_index() == 0:
         facts = {
@@ -173,7 +187,7 @@ class _Begin(NamedTuple):
 
 
 def _loop(
-    run, journal, program, state, key, stream, begin, steps, steps_per_epoch, goodput
+    run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch, goodput
 ) -> State:
     """Steps to `steps`; metrics are fetched one step late, so the device never waits."""
     config, checkpoints = run.config, run.checkpoints
@@ -239,8 +253,7 @@ def _loop(
     with bar, run.signals.deferred(), goodput.spend("step"):
         for step in range(begin.step + 1, steps + 1):
             batch = next_batch()
-            with goodput.spend("compile" if step == begin.step + 1 else "step"):
-                state, metrics = program.train_step(state, batch, key)
+            state, metrics = train_step(state, batch, key)
             settle()
             pending = (step, metrics)
             stopping = _stopping(run, step)
@@ -282,11 +295,14 @@ def to_devices(
     yield ahead
 
 
-def predict_fold(run: FoldRun, program: Program, params: Any) -> Predictions:
+def predict_fold(run: FoldRun, program: Program, params: Any, goodput: Goodput) -> Predictions:
     """Predictions of the held-out fold with `params`, every image once."""
-    config = run.config
+    config, size = run.config, program.model.image_size
+    with goodput.spend("compile"):
+        images = abstract_batch(config.eval_batch_size, size)["image"]
+        predict_step = compiled(program.predict_step, params, images)
     batches = evaluation_batches(
-        run.dataset, run.held_out, config.data, program.model.image_size, config.eval_batch_size
+        run.dataset, run.held_out, config.data, size, config.eval_batch_size
     )
 
     def watched():
@@ -303,7 +319,7 @@ def predict_fold(run: FoldRun, program: Program, params: Any) -> Predictions:
         # Every process reads all images of a fold and hands its devices their part.
         images = np.asarray(images)
         placed = jax.make_array_from_callback(images.shape, sharding, lambda i: images[i])
-        return program.predict_step(params, placed)
+        return predict_step(params, placed)
 
     predictions, _ = evaluate_fold(predict, params, run.dataset, run.name, watched())
     return predictions

@@ -242,21 +242,28 @@ def test_maps_are_softmax_of_scaled_products():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_attention_head_by_head_equals_pytorchs(dtype):
-    """The result and the gradients of q, k and v; 26 tokens, 3 heads of 8."""
+    """The result, the class row, and the gradient of both; 26 tokens, 3 heads of 8."""
     rng = np.random.default_rng(0)
-    inputs = [rng.normal(0, 1.5, (2, 26, 3, 8)).astype(np.float32) for _ in range(4)]
-    theirs = [torch.from_numpy(x).transpose(1, 2).requires_grad_() for x in inputs[:3]]
-    q, k, v = theirs
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    gradients = torch.autograd.grad(expected, theirs, torch.from_numpy(inputs[3]))
-    ours = [jnp.asarray(x, dtype) for x in inputs]
-    out, backward = jax.vjp(attend_by_head, *ours[:3])
+    qkv = rng.normal(0, 1.5, (2, 26, 3, 3, 8)).astype(np.float32)
+    upstream = rng.normal(0, 1.5, (2, 26, 24)), rng.normal(0, 1.5, (2, 3, 26))
+    upstream = [x.astype(np.float32) for x in upstream]
+    theirs = torch.from_numpy(qkv).requires_grad_()
+    q, k, v = theirs.permute(2, 0, 3, 1, 4)
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    attended = attended.transpose(1, 2).reshape(2, 26, 24)
+    row = torch.softmax(q @ k.mT / 8**0.5, -1)[:, :, 0]
+    (gradient,) = torch.autograd.grad(
+        [attended, row], [theirs], [torch.from_numpy(x) for x in upstream]
+    )
+    flat = jnp.asarray(qkv.reshape(2, 26, 72), dtype)
+    ours, backward = jax.vjp(lambda x: attend_by_head(x, 3), flat)
+    (mine,) = backward((jnp.asarray(upstream[0], dtype), jnp.asarray(upstream[1])))
+    assert (ours[0].dtype, ours[1].dtype, mine.dtype) == (dtype, jnp.float32, dtype)
     tolerance = 1e-5 if dtype == "float32" else 0.1
-    pairs = [(out, expected.detach()), *zip(backward(ours[3]), gradients, strict=True)]
-    for mine, other in pairs:
-        assert mine.dtype == dtype
-        wanted = other.numpy() if mine is out else other.transpose(1, 2).numpy()
-        np.testing.assert_allclose(mine.astype(jnp.float32), wanted, rtol=0, atol=tolerance)
+    wanted = [attended, row, gradient.reshape(2, 26, 72)]
+    for a, b in zip([*ours, mine], wanted, strict=True):
+        a = np.asarray(a.astype(jnp.float32))
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("kept_per_head", [1, 3])

@@ -34,14 +34,15 @@ def test_a_second_counts_for_the_innermost_part(clock):
 
 
 def test_moved_seconds_count_elsewhere_and_earlier_ones_are_added(clock):
-    spent = Goodput({"step": 10.0, "input": 1.0})
+    spent = Goodput()
+    spent.add({"step": 10.0, "input": 1.0})
     with spent.spend("step"):
         clock[0] += 10
     spent.move(4, "step", "input")
     assert spent.seconds["step"] == 16
     assert spent.seconds["input"] == 5
     assert str(spent) == (
-        "0.3 min: train steps 76.2 %, compiling 0.0 %, waiting for input 23.8 %, "
+        "0.3 min: train steps 76.2 %, starting and compiling 0.0 %, waiting for input 23.8 %, "
         "checkpoints 0.0 %, evaluation 0.0 %"
     )
 

@@ -1,5 +1,7 @@
 """Layers against XLA's own convolution, PyTorch, and equation 1."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,10 @@ from bcvit_jax.models.layers import (
     Convolution,
     Dense,
     LayerNorm,
+    dense,
     extract_patches,
     grid_shape,
     patch_rows,
-    separate_gradient,
 )
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
@@ -151,13 +153,18 @@ def test_arrays_at_rest_are_float32_whatever_the_arithmetic(dtype):
         assert y.dtype == dtype
 
 
-def test_separate_gradient_changes_no_number():
-    x = jnp.asarray(np.random.default_rng(0).normal(0, 1, (4, 8)), jnp.float32)
+@pytest.mark.parametrize("outputs", [6, 24])
+def test_gradients_of_a_dense_layer_are_those_of_the_chain_rule(outputs):
+    """Either factor may be the smaller; the batch may have any number of axes."""
+    rng = np.random.default_rng(0)
+    shapes = ((3, 5, 12), (12, outputs), (outputs,))
+    arrays = [jnp.asarray(rng.normal(0, 1, shape), jnp.float32) for shape in shapes]
 
-    def loss(x, barrier):
-        return jnp.sin(barrier(x * 3.0)).sum()
+    def loss(function):
+        return lambda *a: jnp.sin(function(*a)).sum()
 
-    with_barrier = jax.value_and_grad(lambda x: loss(x, separate_gradient))
-    without = jax.value_and_grad(lambda x: loss(x, lambda y: y))
-    for compiled in (lambda f: f, jax.jit):
-        jax.tree.map(np.testing.assert_array_equal, compiled(with_barrier)(x), compiled(without)(x))
+    ours = jax.jit(jax.value_and_grad(loss(dense), argnums=(0, 1, 2)))(*arrays)
+    plain = loss(lambda x, k, b: x @ k + b[None, None])
+    plain = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, ours, plain)

@@ -1,7 +1,5 @@
 """What the compiled train step asks for, by the program's own account."""
 
-import numpy as np
-
 from tests.benchmarks.jobs import Shape
 from tests.benchmarks.ours import compiled_memory
 
@@ -20,6 +18,6 @@ def test_collecting_attention_grows_with_the_tokens_and_not_with_their_square():
         collecting = compiled_memory(shape, **SMALL)
         collecting -= compiled_memory(shape, **SMALL, selection=False)
         shares.append(collecting / tokens)
-    middle = np.mean(shares)  # bytes a token
-    np.testing.assert_allclose(shares, middle, rtol=0.2)
-    assert middle < 2 * 64 * 4 * 101 / 10  # a tenth of whole maps at the smallest grid
+    # bytes a token: at 6.2 times the tokens a square's share would be 6.2 times the first
+    assert max(shares) < 1.5 * shares[0]
+    assert max(shares) < 2 * 64 * 4 * 101 / 10  # a tenth of whole maps at the smallest grid

@@ -2,16 +2,28 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
-def attend(q, k, v):
-    """softmax(q·kᵀ/√d)·v: q, k, v [b, n, h, d] -> [b, n, h, d].
+def attend(qkv, heads: int) -> tuple[jax.Array, jax.Array]:
+    """softmax(q·kᵀ/√d)·v: qkv [b, n, 3·h·d] -> (out [b, n, h·d], class row [b, h, n] float32).
 
-    On a GPU cuDNN's fused attention in bfloat16, XLA's in float32; on a CPU head after head.
+    Of qkv's last axis the queries of all heads come first, then the keys, then the values; the
+    class row is the map's first. On a GPU cuDNN's fused attention in bfloat16, XLA's in float32; on
+    a CPU head after head.
     """
-    if jax.default_backend() == "gpu":
-        return _attend_cudnn(q, k, v) if q.dtype == jnp.bfloat16 else _attend_xla(q, k, v)
-    return attend_by_head(q, k, v)
+    if jax.default_backend() != "gpu":
+        return attend_by_head(qkv, heads)
+    q, k, v = split_heads(qkv, heads)
+    out = _attend_cudnn(q, k, v) if qkv.dtype == jnp.bfloat16 else _attend_xla(q, k, v)
+    return out.reshape(*out.shape[:2], -1), attention_rows(q[:, :1], k)[:, :, 0]
+
+
+def split_heads(qkv, heads: int):
+    """qkv [b, n, 3·h·d] -> q, k, v, each [b, n, h, d]."""
+    b, n, d = qkv.shape
+    qkv = qkv.reshape(b, n, 3, heads, d // (3 * heads))
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
 def attention_rows(q, k):
@@ -40,60 +52,79 @@ def _attend_cudnn(q, k, v):
 
 # On a CPU a head's maps [b, n, n] fit the caches, where those of all heads do not: one head after
 # the other is faster, and the maps are made again in the backward pass instead of kept (Dao et al.
-# 2022, arXiv 2205.14135). Heads, not images, since devices share the images of a batch.
+# 2022, arXiv 2205.14135). Each head is cut out of qkv and set into the result where it is needed,
+# so that no array is ever transposed as a whole. Heads, not images, since devices share the images
+# of a batch.
 
 
-@jax.custom_vjp
-def attend_by_head(q, k, v):
+def attend_by_head(qkv, heads: int) -> tuple[jax.Array, jax.Array]:
     """`attend` with the maps of one head at a time; arrays as there."""
-    return _forward(q, k, v)[0]
+    return _by_head(qkv, heads)
 
 
-def _forward(q, k, v):
-    q, k, v = (_heads_first(x) for x in (q * q.shape[-1] ** -0.5, k, v))
-    out, log_sum = jax.lax.map(lambda head: _head_forward(*head), (q, k, v))
-    return _heads_inside(out), (q, k, v, out, log_sum)
+def _forward(qkv, heads):
+    b, n, d = qkv.shape
+    by_head = qkv.reshape(b, n, 3, heads, d // (3 * heads))
+    out, log_sum, rows = lax.map(lambda head: _head_forward(by_head, head), jnp.arange(heads))
+    out = out.transpose(1, 2, 0, 3).reshape(b, n, d // 3)
+    return (out, rows.transpose(1, 0, 2)), (qkv, out, log_sum)
 
 
-def _backward(kept, gradient):
-    gradients = jax.lax.map(
-        lambda head: _head_backward(*head), (*kept, _heads_first(gradient.astype(kept[0].dtype)))
-    )
-    dq, dk, dv = (_heads_inside(x) for x in gradients)
-    return dq * dq.shape[-1] ** -0.5, dk, dv
+def _backward(heads, kept, gradients):
+    qkv, out, log_sum = kept
+    gradient, row_gradient = gradients
+    b, n, d = qkv.shape
+    by_head = (b, n, heads, d // (3 * heads))
+    along = (gradient * out).astype(jnp.float32).reshape(by_head).sum(-1)
+    gradient = gradient.reshape(by_head)
+    qkv = qkv.reshape(b, n, 3, *by_head[2:])
+
+    def one(head, found):
+        q, k, v = (_at(qkv, head, 3)[:, :, part] for part in range(3))
+        statistics = _at(log_sum, head, 0), _at(along, head, 2)[..., None]
+        upstream = _at(gradient, head, 2), _at(row_gradient, head, 1)
+        part = _head_backward(q, k, v, *statistics, *upstream)
+        return lax.dynamic_update_index_in_dim(found, jnp.stack(part, axis=2), head, 3)
+
+    return (lax.fori_loop(0, heads, one, jnp.zeros_like(qkv)).reshape(b, n, d),)
 
 
-attend_by_head.defvjp(_forward, _backward)
+_by_head = jax.custom_vjp(lambda qkv, heads: _forward(qkv, heads)[0], nondiff_argnums=(1,))
+_by_head.defvjp(_forward, _backward)
 
 
-def _head_forward(q, k, v):
-    """q (scaled), k, v [b, n, d] -> (softmax(q·kᵀ)·v, log of the sum of exp(q·kᵀ) [b, n, 1])."""
-    scores = _products(q, k)
+def _head_forward(qkv, head):
+    """softmax(q·kᵀ/√d)·v, the log of the sum of exp(q·kᵀ/√d) [b, n, 1], the map's first row."""
+    q, k, v = (_at(qkv, head, 3)[:, :, part] for part in range(3))
+    scores = _products(_scaled(q), k)
     largest = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = weights.sum(-1, keepdims=True)
     out = jnp.einsum("bmn,bnd->bmd", weights.astype(v.dtype), v) / total.astype(v.dtype)
-    return out, largest + jnp.log(total)
+    return out, largest + jnp.log(total), weights[:, 0] / total[:, 0]
 
 
-def _head_backward(q, k, v, out, log_sum, gradient):
-    """Gradients of q (scaled), k and v."""
+def _head_backward(q, k, v, log_sum, along, gradient, row_gradient):
+    """Gradients of q, k and v [b, n, d] from those of the result and of the map's first row."""
+    q = _scaled(q)
     weights = jnp.exp(_products(q, k) - log_sum)
-    along = (gradient * out).astype(jnp.float32).sum(-1, keepdims=True)
-    inner = (weights * (_products(gradient, v) - along)).astype(q.dtype)
+    inner = weights * (_products(gradient, v) - along)
+    row = weights[:, 0]
+    inner = inner.at[:, 0].add(row * (row_gradient - (row * row_gradient).sum(-1, keepdims=True)))
+    inner = inner.astype(q.dtype)
     # The small factor comes first: it is the one that XLA copies to turn it.
     dv = jnp.einsum("bmd,bmn->bdn", gradient, weights.astype(v.dtype)).mT
     dk = jnp.einsum("bmd,bmn->bdn", q, inner).mT
-    return jnp.einsum("bmn,bnd->bmd", inner, k), dk, dv
+    return _scaled(jnp.einsum("bmn,bnd->bmd", inner, k)), dk, dv
+
+
+def _at(x, place, axis: int):
+    return lax.dynamic_index_in_dim(x, place, axis, keepdims=False)
+
+
+def _scaled(q):
+    return q * q.shape[-1] ** -0.5
 
 
 def _products(q, k):
     return jnp.einsum("bmd,bnd->bmn", q, k, preferred_element_type=jnp.float32)
-
-
-def _heads_first(x):
-    return x.transpose(2, 0, 1, 3)
-
-
-def _heads_inside(x):
-    return x.transpose(1, 2, 0, 3)

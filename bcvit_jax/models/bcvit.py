@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bcvit_jax.models.attention import attend, attention_rows
+from bcvit_jax.models.attention import attend, attention_rows, split_heads
 from bcvit_jax.models.config import BCViTConfig
 from bcvit_jax.models.layers import Convolution, Dense, LayerNorm, chain
 
@@ -82,15 +82,12 @@ class Attention(nnx.Module):
         rows: the class row [b, h, n] in float32, the full map [b, h, n, n] if `full_map`, else
         None. The full map is for figures; the class row is all that equation 11 needs.
         """
-        b, n, d = z.shape
-        qkv = chain(norm, self.qkv)(z).reshape(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        rows = None
+        qkv = chain(norm, self.qkv)(z)
+        out, rows = attend(qkv, self.heads)
         if full_map:
+            q, k, _ = split_heads(qkv, self.heads)
             rows = attention_rows(q, k)
-        elif class_row:
-            rows = attention_rows(q[:, :1], k)[:, :, 0]
-        return self.projection(attend(q, k, v).reshape(b, n, d)), rows
+        return self.projection(out), rows if class_row or full_map else None
 
 
 class MLP(nnx.Module):

@@ -11,16 +11,35 @@ _truncated_normal = jax.nn.initializers.truncated_normal(0.02)
 
 
 @jax.custom_vjp
-def separate_gradient(y):
-    """The identity, whose backward pass keeps XLA from fusing across it.
+def dense(x, kernel, bias):
+    """x·kernel + bias: x [..., in], kernel [in, out] -> [..., out].
 
-    Without it XLA's CPU compiler fuses element-wise work into transposed copies for the weight
-    gradient, which makes a train step about half as fast; results are the same.
+    Only its backward pass is written by hand, in the form that XLA's CPU compiler computes fastest:
+    element-wise work kept out of the copy that turns a factor of the kernel's gradient, and of the
+    two factors the smaller one turned. The sums are those of the chain rule.
     """
-    return y
+    return _dense_forward(x, kernel, bias)[0]
 
 
-separate_gradient.defvjp(lambda y: (y, None), lambda _, g: (lax.optimization_barrier(g),))
+def _dense_forward(x, kernel, bias):
+    return x @ kernel + jnp.expand_dims(bias, range(x.ndim - 1)), (x, kernel)
+
+
+def _dense_backward(kept, gradient):
+    x, kernel = kept
+    gradient = lax.optimization_barrier(gradient)
+    inputs, outputs = kernel.shape
+    rows, upstream = x.reshape(-1, inputs), gradient.reshape(-1, outputs)
+    if jax.default_backend() == "gpu":
+        by_kernel = rows.T @ upstream
+    elif inputs <= outputs:
+        by_kernel = lax.optimization_barrier(rows.T) @ upstream
+    else:
+        by_kernel = lax.optimization_barrier(lax.optimization_barrier(upstream.T) @ rows).T
+    return gradient @ kernel.T, by_kernel, upstream.sum(0)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
 
 
 def chain(*functions: Callable) -> Callable:
@@ -48,7 +67,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x):
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return separate_gradient(x.astype(self.dtype) @ kernel + bias)
+        return dense(x.astype(self.dtype), kernel, bias)
 
 
 class LayerNorm(nnx.Module):
@@ -98,7 +117,7 @@ class Convolution(nnx.Module):
             edge = (self.padding, self.padding)
             x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
         patches = extract_patches(x.astype(self.dtype), self.size, self.stride)
-        return separate_gradient(patches @ patch_rows(kernel, self.stride) + bias)
+        return dense(patches, patch_rows(kernel, self.stride), bias)
 
 
 def grid_shape(height: int, width: int, size: int, stride: int) -> tuple[int, int]:
