@@ -31,6 +31,25 @@ class OptimizerConfig:
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
     """Global gradient norm; 0 is no clipping."""
+    layer_decay: float = 1.0
+    """Learning rate of a block relative to that of the block above it (Clark et al. 2020, Bao et
+    al. 2022), for fine-tuning; the head's is `learning_rate`."""
+    frozen_blocks: int = 0
+    """With the embedding this many first blocks keep their weights; 0 trains everything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """Pretrained weights to begin with; see `bcvit_jax.weights`."""
+
+    path: str = ""
+    """A file, a folder with model.safetensors, or `owner/name` on the hub; empty begins afresh."""
+    last_block: str = "copy"
+    """The extra last block begins as a `copy` of the block before it, or `fresh`."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    """Of the pixels in [0, 1] that the weights were trained on; empty is what stands beside them,
+    else what is usual in their family."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +72,7 @@ class RunConfig:
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
+    weights: WeightsConfig = WeightsConfig()
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Folds to hold out, one after the other."""
     train_folds: tuple[int, ...] = ()
@@ -112,6 +132,14 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
             f"lie in [0, epochs), and epochs is {config.epochs}",
         ),
         "optimizer.clip_norm": (0 <= optimizer.clip_norm < math.inf, "be 0 (off) or more"),
+        "optimizer.layer_decay": (0 < optimizer.layer_decay <= 1, "lie in (0, 1]"),
+        "optimizer.frozen_blocks": (optimizer.frozen_blocks >= 0, "be 0 (none) or more"),
+        "weights.last_block": (config.weights.last_block in ("copy", "fresh"), "be copy or fresh"),
+        "weights.mean": (len(config.weights.mean) in (0, 3), "be three numbers, or empty"),
+        "weights.std": (
+            len(config.weights.std) in (0, 3) and all(s > 0 for s in config.weights.std),
+            "be three numbers above 0, or empty",
+        ),
         "loss.contrastive": (0 <= loss.contrastive < math.inf, "be 0 (off) or more"),
         "loss.alpha": (-1 <= loss.alpha <= 1, "be a cosine, in [-1, 1]"),
         "loss.label_smoothing": (0 <= loss.label_smoothing < 1, "lie in [0, 1)"),

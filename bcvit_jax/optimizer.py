@@ -1,5 +1,6 @@
 """The optimizers of a config: PyTorch's SGD (the paper's), AdamW, and Muon for kernels."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import optax
 import optax.contrib
 
 from bcvit_jax.config import OptimizerConfig
+from bcvit_jax.weights import name_of
 
 
 def make_optimizer(
@@ -41,7 +43,47 @@ def make_optimizer(
                 consistent_rms=0.2,
             )
         )
+    if config.layer_decay < 1 or config.frozen_blocks:
+        parts = [_by_layer(config, frozen_only=True), *parts, _by_layer(config)]
     return optax.chain(*parts), schedule
+
+
+def _by_layer(config: OptimizerConfig, frozen_only: bool = False) -> optax.GradientTransformation:
+    """Multiplies each update by its layer's factor; `frozen_only` leaves those above 0 alone."""
+
+    def scaled(updates, _):
+        def one(update, factor):
+            return update * (1.0 if frozen_only and factor else factor)
+
+        return jax.tree.map(one, updates, layer_factors(updates, config))
+
+    return optax.stateless(scaled)
+
+
+def layer_factors(params: Any, config: OptimizerConfig) -> Any:
+    """`layer_decay` to the power of the layers above a parameter's; 0 where it is frozen.
+
+    The embedding is below the first block; squeeze-excitation, norm and head above the last.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    names = [name_of(path) for path, _ in leaves]
+    blocks = max(int(m[1]) + 1 for name in names if (m := re.match(r"blocks\.(\d+)", name)))
+    top = blocks + 1 + any(name.startswith("last_block.") for name in names)
+
+    def factor(path, _):
+        name = name_of(path)
+        place = top
+        if name.startswith("embedding."):
+            place = 0
+        elif found := re.match(r"blocks\.(\d+)", name):
+            place = int(found[1]) + 1
+        elif name.startswith("last_block."):
+            place = blocks + 1
+        if config.frozen_blocks and place <= config.frozen_blocks:
+            return 0.0
+        return config.layer_decay ** (top - place)
+
+    return jax.tree.map_with_path(factor, params)
 
 
 def _muon_axes(params: Any) -> Any:

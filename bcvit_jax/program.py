@@ -131,6 +131,14 @@ def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtype
     }
 
 
+def fresh_state(program: Program, key: jax.Array) -> State:
+    """`program.init(key)`, whose compiled code is then let go: tens of MiB that run only once."""
+    state = program.init(key)
+    init: Any = program.init
+    init.clear_cache()
+    return state
+
+
 def compiled(function: Any, *arguments: Any) -> Callable[..., Any]:
     """A jitted function compiled for `arguments`, arrays or their shapes, without running it."""
     return function.lower(*arguments).compile()

@@ -29,15 +29,18 @@ from bcvit_jax.errors import RunError, UserError
 from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal, progress
+from bcvit_jax.models import BCViTConfig
 from bcvit_jax.program import (
     Program,
     State,
     abstract_batch,
     compiled,
+    fresh_state,
     make_program,
     network_config,
 )
 from bcvit_jax.signals import Signals, Stop
+from bcvit_jax.weights import Flat, Pretrained, name_of, pretrained
 
 
 class Diverged(RunError):
@@ -49,7 +52,15 @@ def check_run(config: RunConfig, dataset: CellDataset) -> None:
     check_folds(dataset, config.folds)
     if config.train_folds:
         check_folds(dataset, config.train_folds)
-    network_config(config, len(dataset.class_names))
+    network = network_config(config, len(dataset.class_names))
+    blocks = network.num_maps
+    if config.optimizer.frozen_blocks > blocks:
+        raise UserError(
+            f"config.optimizer.frozen_blocks is {config.optimizer.frozen_blocks}; the network has "
+            f"{blocks} blocks before the last, so freeze at most those"
+        )
+    if config.weights.path:
+        _pretrained(config, network)
     for fold in config.folds:
         if fold in config.train_folds:
             raise UserError(
@@ -148,7 +159,7 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
         found = run.checkpoints.restore(abstract)
         if found is None:
             begin = _Begin(0, {}, [])
-            state = program.init(key)
+            state = _begin_with(config, program, fresh_state(program, key), run.say)
         else:
             step, state, extra = found
             begin = _Begin(step, extra["seconds"], extra["unlogged"])
@@ -175,6 +186,27 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
         write_whole(folder / "training.json", (json.dumps(facts, indent=1) + "\n").encode())
         save_predictions(folder / "predictions", predictions)
     return predictions
+
+
+def _pretrained(config: RunConfig, network: BCViTConfig) -> tuple[Flat, Pretrained]:
+    """The weights that `config.weights` names; UserError where they don't fit the network."""
+    chosen = config.weights
+    return pretrained(network, chosen.path, chosen.last_block, mean=chosen.mean, std=chosen.std)
+
+
+def _begin_with(config: RunConfig, program: Program, state: State, say) -> State:
+    """The fresh state, with pretrained weights where the config names some."""
+    if not config.weights.path:
+        return state
+    flat, report = _pretrained(config, program.model)
+    fresh = sorted({name.partition(".")[0] for name in report.fresh})
+    say(f"weights: {report.family} from {config.weights.path}; fresh: {', '.join(fresh)}")
+
+    def chosen(path, leaf):
+        value = flat.get(name_of(path))
+        return leaf if value is None else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+
+    return state._replace(params=jax.tree.map_with_path(chosen, state.params))
 
 
 class _Begin(NamedTuple):

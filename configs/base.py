@@ -45,6 +45,16 @@ def get_config(variant: str = "") -> Any:
     config.model.selection_gradient = placeholder(str)
     config.model.tokens_per_head = placeholder(int)
     config.model.selection = placeholder(bool)
+    # What DINOv2 weights bring: layer_scale any number above 0, registers 4 or 0.
+    config.model.layer_scale = placeholder(float)
+    config.model.registers = placeholder(int)
+
+    # Pretrained weights to begin with: a file, a folder, or owner/name on the Hugging Face hub.
+    config.weights = ConfigDict()
+    config.weights.path = ""
+    config.weights.last_block = "copy"
+    config.weights.mean = ()
+    config.weights.std = ()
 
     config.loss = ConfigDict()
     config.loss.contrastive = 1.0
@@ -61,6 +71,8 @@ def get_config(variant: str = "") -> Any:
     config.optimizer.decay = 0.1
     config.optimizer.warmup_epochs = 0.0
     config.optimizer.clip_norm = 0.0
+    config.optimizer.layer_decay = 1.0
+    config.optimizer.frozen_blocks = 0
 
     config.data = ConfigDict()
     config.data.path = "data/lmu"

@@ -22,6 +22,8 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
+from safetensors.torch import save_file
+from timm.models import vision_transformer
 
 from bcvit_jax.checkpoint import verify
 from bcvit_jax.config import from_dict
@@ -303,6 +305,31 @@ def test_a_finished_run_says_so_and_restores_its_report(straight, say):
     assert "macro-F1" in out
     assert {name: (workdir / name).read_bytes() for name in kept} == kept
     assert (workdir / "report.html").exists() and (workdir / "fold0/predictions.csv").exists()
+
+
+def test_pretrained_weights_begin_a_run_and_frozen_ones_stay(say, tmp_path):
+    """Weights of timm's names for the run's network of two blocks and the last one."""
+    made = vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, num_classes=3
+    )
+    state = made.state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    changes = {"weights.path": tmp_path, "model.activation": "gelu", "epochs": 1}
+    status, out, err = say(tmp_path / "wrong", **changes | {"model.width": 48})
+    assert (status, out) == (2, "") and not (tmp_path / "wrong").exists()
+    assert f"{tmp_path} does not fit this network: " in err
+    assert "embedding.class_token is 1×1×32, the network's 1×1×48" in err
+    changes |= {"optimizer.frozen_blocks": 2, "optimizer.layer_decay": 0.5}
+    status, out, err = say(tmp_path / "run", **changes)
+    assert status == 0, err
+    fresh = "fresh: head, sparse_attention"
+    assert f"weights: timm's ViT from {tmp_path}; {fresh}" in out
+    after, kernel = arrays(checkpoints(tmp_path / "run")[-1]), "mlp.contract.kernel.value"
+    for place in (0, 1):
+        theirs = state[f"blocks.{place}.mlp.fc2.weight"].numpy().T
+        np.testing.assert_array_equal(after[f"params.blocks.{place}.{kernel}"], theirs)
+    change = after[f"params.last_block.{kernel}"] - theirs
+    assert 0 < np.abs(change).max() < 0.2
 
 
 def test_more_folds_train_only_the_new_ones(runs, straight):

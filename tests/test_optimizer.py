@@ -1,5 +1,6 @@
 """SGD and AdamW against PyTorch's, schedules by hand, and which arrays are decayed or rotated."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from flax import nnx
 
 from bcvit_jax.config import OptimizerConfig
-from bcvit_jax.optimizer import make_optimizer
+from bcvit_jax.optimizer import layer_factors, make_optimizer
 from tests.networks import lively_network, named, tiny_config
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
@@ -170,3 +171,34 @@ def assert_rotation(array: str, update: np.ndarray, gradient: np.ndarray):
     assert sizes.max() < 1.3, array
     assert np.quantile(sizes, 0.1) > 0.5, array  # the smallest of a random matrix stay behind
     assert (update * gradient).sum() < 0
+
+
+def test_learning_rates_fall_from_layer_to_layer_and_frozen_ones_stand_still():
+    """Three blocks and the last: the head is layer 5, the embedding layer 0."""
+    params = nnx.state(lively_network(tiny_config()))
+    config = OptimizerConfig("sgd", 1.0, 0.1, 0.9, layer_decay=0.5, milestones=())
+    expected = {"embedding": 5, "blocks.0": 4, "blocks.1": 3, "blocks.2": 2, "last_block": 1}
+    expected |= {"sparse_attention": 0, "norm": 0, "head": 0}
+
+    def of_layer(name: str) -> float:
+        return next(0.5**n for layer, n in expected.items() if name.startswith(layer))
+
+    gradient = jax.tree.map(jnp.ones_like, params)
+
+    def updates(config):
+        optimizer, _ = make_optimizer(config, 10, 10)
+        return named(optimizer.update(gradient, optimizer.init(params), params)[0])
+
+    plain = updates(dataclasses.replace(config, layer_decay=1.0))
+    for name, update in updates(config).items():
+        np.testing.assert_allclose(update, plain[name] * of_layer(name), rtol=1e-6)
+    frozen = dataclasses.replace(config, frozen_blocks=2)
+    stopped = ("embedding", "blocks.0", "blocks.1")
+    for name, update in updates(frozen).items():
+        factor = 0.0 if name.startswith(stopped) else of_layer(name)
+        np.testing.assert_allclose(update, plain[name] * factor, rtol=1e-6)
+    clipped = updates(dataclasses.replace(frozen, clip_norm=1e-3, weight_decay=0.0))
+    trained = {n: u / of_layer(n) for n, u in clipped.items() if not n.startswith(stopped)}
+    norm = np.sqrt(sum(float((u**2).sum()) for u in trained.values()))
+    np.testing.assert_allclose(norm, 1e-3, rtol=1e-4)  # frozen gradients count for nothing
+    assert set(jax.tree.leaves(layer_factors(params, frozen))) == {0.0, 0.25, 0.5, 1.0}

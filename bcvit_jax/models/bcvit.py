@@ -52,11 +52,13 @@ class PatchEmbedding(nnx.Module):
         )
         d, n = config.width, config.num_patches + 1
         self.class_token = nnx.Param(_truncated_normal(rngs.params(), (1, 1, d)))
+        r = config.registers
+        self.registers = nnx.Param(_truncated_normal(rngs.params(), (1, r, d))) if r else None
         self.position = nnx.Param(_truncated_normal(rngs.params(), (1, n, d)))
         self.activation = _activation(config.activation)
 
     def __call__(self, images):
-        """images [b, H, W, 3] in [−1, 1] -> z₀ [b, n, d]."""
+        """images [b, H, W, 3] in [−1, 1] -> z₀ [b, n, d]; registers have no position."""
         x = images
         for convolution, norm in zip(self.stem, self.stem_norms, strict=True):
             x = self.activation(norm(convolution(x)))
@@ -64,7 +66,12 @@ class PatchEmbedding(nnx.Module):
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
         class_token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (b, 1, d))
-        return jnp.concatenate([class_token, x], axis=1) + self.position[...].astype(x.dtype)
+        z = jnp.concatenate([class_token, x], axis=1) + self.position[...].astype(x.dtype)
+        if self.registers is None:
+            return z
+        registers = self.registers[...].astype(x.dtype)
+        registers = jnp.broadcast_to(registers, (b, *registers.shape[1:]))
+        return jnp.concatenate([z[:, :1], registers, z[:, 1:]], axis=1)
 
 
 class Attention(nnx.Module):
@@ -113,6 +120,9 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs=rngs)
         self.mlp_norm = LayerNorm(config.width, dtype=dtype)
         self.mlp = MLP(config, rngs=rngs)
+        first, scaled = jnp.full((config.width,), config.layer_scale), config.layer_scale > 0
+        self.attention_scale = nnx.Param(first) if scaled else None
+        self.mlp_scale = nnx.Param(first) if scaled else None
 
     def __call__(
         self, z, *, class_row: bool = True, full_map: bool = False, drop_path=0.0, key=None
@@ -125,9 +135,14 @@ class Block(nnx.Module):
         branch, rows = self.attention(
             z, self.attention_norm, class_row=class_row, full_map=full_map
         )
-        z = z + drop_branch(branch, drop_path, keys[0])
+        z = z + drop_branch(_scaled(branch, self.attention_scale), drop_path, keys[0])
         branch = self.mlp(z, self.mlp_norm)
-        return z + drop_branch(branch, drop_path, keys[1]), rows
+        return z + drop_branch(_scaled(branch, self.mlp_scale), drop_path, keys[1]), rows
+
+
+def _scaled(branch, factor):
+    """Layer scale: branch [b, n, d] times factor [d], where the network has one."""
+    return branch if factor is None else branch * factor[...].astype(branch.dtype)[None, None]
 
 
 def drop_branch(branch, chance, key):
@@ -151,12 +166,13 @@ class SparseAttention(nnx.Module):
         self.reduce.kernel[...] = lecun(rngs.params(), (maps, hidden))
         self.excite.kernel[...] = lecun(rngs.params(), (hidden, maps))
         self.squeeze = config.squeeze
+        self.first_patch = config.first_patch
         self.tokens_per_head = config.tokens_per_head
         self.selection_gradient = config.selection_gradient
 
     def layer_weights(self, class_rows):
         """Equation 10's w: class rows [l, b, h, n] -> weights [b, l] that sum to 1."""
-        s = squeeze(class_rows, self.squeeze)
+        s = squeeze(class_rows, self.squeeze, self.first_patch)
         return jax.nn.softmax(self.excite(jax.nn.relu(self.reduce(s))), axis=-1)
 
     def fuse(self, class_rows):
@@ -172,7 +188,7 @@ class SparseAttention(nnx.Module):
 
         By sorting, which devices do each for their own images; `jax.lax.top_k` gathers them all.
         """
-        weights = self.fuse(class_rows)[:, :, 1:]
+        weights = self.fuse(class_rows)[:, :, self.first_patch :]
         indices = jnp.argsort(-weights, axis=-1)[:, :, : self.tokens_per_head]
         kept = jnp.take_along_axis(weights, indices, axis=-1)
         b = weights.shape[0]
@@ -184,14 +200,15 @@ class SparseAttention(nnx.Module):
         Heads that keep the same token keep it twice. With the straight-through reading a token is
         multiplied by 1 + a − stop_gradient(a): its value stays, its weight a gets a gradient.
         """
-        tokens = jnp.take_along_axis(z[:, 1:], kept[:, :, None], axis=1)
+        patches = z[:, self.first_patch :]
+        tokens = jnp.take_along_axis(patches, kept[:, :, None], axis=1)
         if self.selection_gradient == "straight_through":
             gate = 1.0 + (weights - jax.lax.stop_gradient(weights))  # exactly 1
             tokens = tokens * gate[:, :, None].astype(tokens.dtype)
         return jnp.concatenate([z[:, :1], tokens], axis=1)
 
 
-def squeeze(class_rows, kind: str):
+def squeeze(class_rows, kind: str, first_patch: int = 1):
     """One number a layer, averaged over heads: class rows [l, b, h, n] -> s [b, l].
 
     Reading: the paper's average of a row-softmaxed map is 1/n for every image (`mean`); `max` is
@@ -200,7 +217,7 @@ def squeeze(class_rows, kind: str):
     if kind == "mean":
         s = class_rows.mean(-1)
     elif kind == "max":
-        s = class_rows[..., 1:].max(-1)
+        s = class_rows[..., first_patch:].max(-1)
     else:
         s = (class_rows * jnp.log(class_rows + 1e-9)).sum(-1)
     return s.mean(-1).T

@@ -34,6 +34,12 @@ class BCViTConfig:
     """Hidden width of the squeeze-excitation layers; 0 is the number of maps."""
     selection_gradient: Literal["none", "straight_through"] = "straight_through"
     """Reading: `none` is the paper's argmax, which gives the squeeze-excitation no gradient."""
+    registers: int = 0
+    """Learned tokens between the class token and the patches, never selected (Darcet et al. 2024,
+    arXiv 2309.16588); DINOv2 weights may bring them."""
+    layer_scale: float = 0.0
+    """First value of a learned factor a channel on both branches of every block (Touvron et al.
+    2021, arXiv 2103.17239), which DINOv2 weights bring; 0 leaves it out."""
     drop_path: float = 0.0
     """Chance that a residual branch is left out of an image's pass, rising linearly with depth."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -68,6 +74,8 @@ class BCViTConfig:
         )
         width = self.squeeze_width
         _require(width >= 0, f"squeeze_width is {width}; it must be >= 0 (0: the number of maps)")
+        _require(self.registers >= 0, f"registers is {self.registers}; it must be >= 0")
+        _require(self.layer_scale >= 0, f"layer_scale is {self.layer_scale}; it must be >= 0")
         channels = f"stem is {self.stem}; it must be channels, each >= 1, or ()"
         _require(all(c >= 1 for c in self.stem), channels)
         _require(0 <= self.drop_path < 1, f"drop_path is {self.drop_path}; it must be in [0, 1)")
@@ -96,6 +104,11 @@ class BCViTConfig:
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def first_patch(self) -> int:
+        """Place of the first patch among the tokens: after the class token and the registers."""
+        return 1 + self.registers
 
     @property
     def num_maps(self) -> int:

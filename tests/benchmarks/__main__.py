@@ -1,14 +1,15 @@
 """Us beside PyTorch on this machine, A B A B: `python -m tests.benchmarks [--quick] [--json FILE]`.
 
-Each side of a row is a process of its own, and the two run steps in turn while the other sleeps. A
-ratio is ours / peer's rate of a pair (memory: bytes), so more is better but for memory; low and
-high are the smallest and largest of the pairs.
+Each side of a row is a process of its own; while one runs steps the other is stopped, so that none
+of its threads spins or reads ahead. A ratio is ours / peer's rate of a pair (memory: bytes), so
+more is better but for memory; low and high are the smallest and largest of the pairs.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -71,22 +72,28 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a group of its own, with its workers
             env=os.environ | (settings(os.environ) if side == "ours" else {}),
         )
 
     def __enter__(self):
         self.process.__enter__()
         self.read()
+        os.killpg(self.process.pid, signal.SIGSTOP)
         return self
 
     def __exit__(self, *error):
+        os.killpg(self.process.pid, signal.SIGCONT)
         self.process.__exit__(*error)  # closes its input, which is its sign to end, and waits
 
     def ask(self, command: str) -> Any:
         assert self.process.stdin
+        os.killpg(self.process.pid, signal.SIGCONT)
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
-        return self.read()
+        answer = self.read()
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return answer
 
     def read(self) -> Any:
         assert self.process.stdout

@@ -10,7 +10,14 @@ import numpy as np
 
 from bcvit_jax.config import OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig, open_dataset, train_batches
-from bcvit_jax.program import Program, State, make_mesh, make_program
+from bcvit_jax.program import (
+    Program,
+    State,
+    compiled,
+    fresh_state,
+    make_mesh,
+    make_program,
+)
 from tests.benchmarks.jobs import CLASSES, SIZES, Shape, random_batch
 
 
@@ -36,11 +43,12 @@ def program(shape: Shape, **model: Any) -> Program:
 def train(shape: Shape) -> Callable[[], object]:
     """A train step on a fixed batch."""
     made, key, batch = program(shape), jax.random.key(0), random_batch(shape)
-    state: State = made.init(key)
+    state: State = fresh_state(made, key)
+    train_step = compiled(made.train_step, state, batch, key)
 
     def step():
         nonlocal state
-        state, metrics = made.train_step(state, batch, key)
+        state, metrics = train_step(state, batch, key)
         return float(metrics["loss"])
 
     return step
@@ -49,7 +57,7 @@ def train(shape: Shape) -> Callable[[], object]:
 def forward(shape: Shape, **model: Any) -> Callable[[], object]:
     """Logits of a fixed batch."""
     made = program(shape, **model)
-    params = made.init(jax.random.key(0)).params
+    params = fresh_state(made, jax.random.key(0)).params
     images = jnp.asarray(random_batch(shape)["image"])
     return lambda: jax.block_until_ready(made.predict_step(params, images))
 
@@ -91,8 +99,8 @@ def compiled_memory(shape: Shape, **model: Any) -> int:
         name: jax.ShapeDtypeStruct(value.shape, value.dtype)
         for name, value in random_batch(shape).items()
     }
-    step: Any = made.train_step
-    return step.lower(state, batch, key).compile().memory_analysis().temp_size_in_bytes
+    step = compiled(made.train_step, state, batch, key)
+    return step.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportFunctionMemberAccess]
 
 
 __all__ = ["compiled_memory", "forward", "forward_plain", "program", "read", "train"]
