@@ -168,7 +168,8 @@ def _what_was_trained(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     rows = {"network": model, "data set": dataset.get("path"), "classes": classes}
     rows["held out, one after the other" if len(summary["folds"]) > 1 else "held out"] = folds
     for key, value in flatten(run.get("training") or {}).items():
-        rows[key.replace("_", " ")] = _quantity(value)
+        what, _, fold = key.replace("_", " ").partition(".")
+        rows[f"{what} ({fold} held out)" if fold else what] = _quantity(value)
     return _settings({key: value for key, value in rows.items() if value not in (None, "")})
 
 

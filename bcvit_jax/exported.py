@@ -1,0 +1,176 @@
+"""A folder that holds trained networks for others: `export` writes it, `predict` reads it.
+
+config.json                the network's fields, classes, preprocessing, where it comes from
+model.safetensors          a flat dict of weights; of several networks, FOLD.safetensors each
+preprocessor_config.json   the preprocessing in Hugging Face's words
+README.md                  the model card
+SHA256SUMS                 of every file, as sha256sum writes them
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from bcvit_jax.augment import centre_square, resize
+from bcvit_jax.errors import UserError
+from bcvit_jax.models import BCViT, BCViTConfig
+from bcvit_jax.program import scale
+from bcvit_jax.weights import Flat, from_flat, read_arrays
+
+FORMAT = 1
+SUMS = "SHA256SUMS"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input; as the run's own evaluation did it."""
+
+    image_size: int
+    square_size: int
+    """Side in pixels to which the centred square is scaled first (bicubic)."""
+    centre_crop: float
+    """Side of that square as a share of the picture's shorter side; 1 is the whole picture."""
+
+    def __call__(self, picture: np.ndarray | Image.Image) -> np.ndarray:
+        """A picture, uint8 [h, w, 3] or Pillow's -> uint8 [s, s, 3]."""
+        if not isinstance(picture, Image.Image):
+            picture = Image.fromarray(picture)
+        return resize(centre_square(picture, self.centre_crop, self.square_size), self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """One trained network, or one a fold, whose probabilities are averaged."""
+
+    model: BCViTConfig
+    params: tuple[Any, ...]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    card: Mapping[str, Any]
+    """The whole config.json."""
+
+    def networks(self) -> list[BCViT]:
+        """Flax modules with the weights, in the order of `card["networks"]`."""
+        graph, _ = nnx.split(nnx.eval_shape(lambda: BCViT(self.model, rngs=nnx.Rngs(0))))
+        return [nnx.merge(graph, params) for params in self.params]
+
+    def predict_step(self) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+        """The jitted (params, images uint8 [b, s, s, 3]) -> logits [b, c], kept [b, k].
+
+        Give it `self.params`. Of several networks: the log of their mean probability, and the kept
+        patches of the first.
+        """
+        graph, _ = nnx.split(nnx.eval_shape(lambda: BCViT(self.model, rngs=nnx.Rngs(0))))
+
+        def step(all_params, images):
+            outputs = [nnx.merge(graph, params)(scale(images)) for params in all_params]
+            if len(outputs) == 1:
+                return outputs[0].logits, outputs[0].kept
+            each = jnp.stack([jax.nn.log_softmax(output.logits, axis=-1) for output in outputs])
+            return jax.nn.logsumexp(each, axis=0) - np.log(len(outputs)), outputs[0].kept
+
+        return jax.jit(step)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder with `files` and their sums, whole or not at all.
+
+    Errors: UserError where something is there already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; choose another --out, or delete it")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        lines = (f"{hashlib.sha256(c).hexdigest()}  {n}\n" for n, c in sorted(files.items()))
+        (partial / SUMS).write_text("".join(lines))
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def verify(folder: Path) -> None:
+    """UserError that names every file which is missing or is not what the sums say."""
+    try:
+        lines = (folder / SUMS).read_text("utf-8").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError):
+        raise UserError(
+            f"{folder} is no exported network: it has no readable {SUMS}; make one with "
+            "python -m bcvit_jax.export"
+        ) from None
+    faults = []
+    for name, digest in sums.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            faults.append(f"{name} is missing")
+        elif _digest(file) != digest:
+            faults.append(f"{name} is damaged")
+    faults += [f"{name} is not in {SUMS}" for name in ("config.json",) if name not in sums]
+    if faults:
+        raise UserError(f"{folder} is not whole: {'; '.join(faults)}; export or copy it again")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def from_pretrained(folder: str | Path) -> Classifier:
+    """The networks in an exported folder, every file checked.
+
+    Errors: one UserError that lists what is missing, damaged or does not fit.
+    """
+    folder = Path(folder)
+    verify(folder)
+    try:
+        card = json.loads((folder / "config.json").read_text("utf-8"))
+        if card["format"] != FORMAT:
+            raise UserError(
+                f"{folder} is of format {card['format']}, this version reads {FORMAT}; "
+                "export it again with the version that you read it with"
+            )
+        fields: dict[str, Any] = dict(card["model"])
+        fields["stem"] = tuple(fields["stem"])
+        model = BCViTConfig(**fields)
+        preprocessing = Preprocessing(**card["preprocessing"])
+        class_names = tuple(map(str, card["class_names"]))
+        files = [str(network["file"]) for network in card["networks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} can't be understood ({error!r})") from None
+    if len(class_names) != model.num_classes:
+        raise UserError(
+            f"{folder / 'config.json'} names {len(class_names)} classes, and its network tells "
+            f"{model.num_classes} apart"
+        )
+    abstract = nnx.state(nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0))))
+    params = tuple(
+        jax.tree.map(
+            jnp.asarray, from_flat(abstract, read_arrays(folder / name), str(folder / name))
+        )
+        for name in files
+    )
+    return Classifier(model, params, class_names, preprocessing, card)
+
+
+def safetensors_bytes(flat: Flat, facts: Mapping[str, str]) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(x) for name, x in flat.items()}, dict(facts))

@@ -1,0 +1,494 @@
+"""Predict cells with an exported network: `python -m bcvit_jax.predict --model DIR IMAGES …`.
+
+Images are read, decoded and predicted as a stream: any number of them in little memory.
+"""
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bcvit_jax.errors import UserError
+
+_HELP = """\
+Predict single-cell images, or score a labelled data set.
+
+  python -m bcvit_jax.predict --model DIR cells/ --out results.csv
+  python -m bcvit_jax.predict --model DIR a.png b.tif list.csv --out results.csv
+  python -m bcvit_jax.predict --model DIR --data data/other --out other.csv
+
+DIR is a folder of python -m bcvit_jax.export. A folder is searched for images, a .csv has a column
+`path` (relative to it). Beside results.csv are written results.json (counts, settings),
+results.html (thumbnails, the least certain first) and, where an image can't be read,
+results.bad.csv. A cell whose most probable class stays below --threshold is marked unidentified.
+--data scores a data set of data_prep.build, of another laboratory too: classes are matched by name
+(--map SNE=NGS,… for other names), and those that the network does not know are named and left out.
+"""
+
+
+class Prediction(NamedTuple):
+    """One cell."""
+
+    path: str
+    image: Any
+    """The network's input, uint8 [s, s, 3]."""
+    probabilities: Any
+    """float32 [c]."""
+    kept: Any
+    """int32 [k]."""
+
+
+class Bad(NamedTuple):
+    """An image that can't be read."""
+
+    path: str
+    reason: str
+
+
+def find_images(sources: Iterable[str]) -> Iterator[Path]:
+    """The image files that files, folders and manifests name, in order.
+
+    Errors: UserError for a source that is not there, or a manifest without a column `path`.
+    """
+    from data_prep.images import OTHER_SUFFIXES, SUFFIXES
+
+    for source in map(Path, sources):
+        if source.is_dir():
+            for folder, folders, names in os.walk(source):
+                folders.sort()
+                for name in sorted(names):
+                    if Path(name).suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
+                        yield Path(folder, name)
+        elif source.suffix.lower() == ".csv":
+            yield from _manifest(source)
+        else:
+            yield source
+
+
+def _manifest(file: Path) -> Iterator[Path]:
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = csv.DictReader(opened)
+            if "path" not in (rows.fieldnames or []):
+                raise UserError(f"{file} has no column `path`; name the images' column so")
+            for row in rows:
+                if row["path"]:
+                    yield file.parent / row["path"]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} can't be read as a list of images ({error})") from None
+
+
+def check_sources(sources: Iterable[str]) -> None:
+    """UserError for the sources that are not there or hold nothing, before any work starts."""
+    sources = list(sources)
+    if missing := [source for source in sources if not Path(source).exists()]:
+        raise UserError(f"there is no {', '.join(missing)}; name image files, folders or a .csv")
+    if next(find_images(sources), None) is None:
+        raise UserError(f"{', '.join(sources)} holds no images (PNG, JPEG, TIFF, BMP)")
+
+
+def read(path: Path, preprocessing) -> Any:
+    """The network's input from an image file, uint8 [s, s, 3], or Bad."""
+    from data_prep.images import BadImage, read_rgb
+
+    try:
+        with open(path, "rb") as file:
+            return preprocessing(read_rgb(file))
+    except BadImage as error:
+        return Bad(str(path), str(error))
+    except OSError as error:
+        return Bad(str(path), error.strerror or str(error))
+
+
+def predictions(
+    classifier, paths: Iterable[Path], batch_size: int, threads: int
+) -> Iterator[Prediction | Bad]:
+    """Every image in order. Threads read ahead of the network, by four batches at most."""
+    import numpy as np
+
+    step = _Step(classifier, batch_size)
+    waiting: deque[tuple[list, Any]] = deque()
+
+    def finish() -> Iterator[Prediction | Bad]:
+        items, results = waiting.popleft()
+        logits, kept = (np.asarray(part) for part in results) if results else ((), ())
+        place = 0
+        for path, image in items:
+            if isinstance(image, Bad):
+                yield image
+                continue
+            yield Prediction(str(path), image, _softmax(logits[place]), kept[place])
+            place += 1
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = _ahead(pool, paths, classifier.preprocessing, 4 * batch_size)
+        while items := list(itertools.islice(ahead, batch_size)):
+            images = [image for _, image in items if not isinstance(image, Bad)]
+            waiting.append((items, step(images) if images else None))
+            if len(waiting) > 1:  # one batch late, so that the device never waits
+                yield from finish()
+        while waiting:
+            yield from finish()
+
+
+class _Step:
+    """The compiled network on up to `batch_size` images; the rest of the batch is black."""
+
+    def __init__(self, classifier, batch_size: int):
+        import jax
+        import jax.numpy as jnp
+
+        from bcvit_jax.program import compiled
+
+        side = classifier.preprocessing.image_size
+        self.shape = (batch_size, side, side, 3)
+        self.params = classifier.params
+        images = jax.ShapeDtypeStruct(self.shape, jnp.uint8)
+        self.run = compiled(classifier.predict_step(), self.params, images)
+
+    def __call__(self, images):
+        import numpy as np
+
+        batch = np.zeros(self.shape, np.uint8)
+        batch[: len(images)] = images
+        return self.run(self.params, batch)
+
+
+def _ahead(pool, paths: Iterable[Path], preprocessing, most: int) -> Iterator[tuple[Path, Any]]:
+    paths = iter(paths)
+    running: deque = deque()
+    while True:
+        for path in itertools.islice(paths, most - len(running)):
+            running.append((path, pool.submit(read, path, preprocessing)))
+        if not running:
+            return
+        path, future = running.popleft()
+        yield path, future.result()
+
+
+def _softmax(logits):
+    import numpy as np
+
+    shifted = np.exp(logits - logits.max())
+    return (shifted / shifted.sum()).astype(np.float32)
+
+
+def entropy(probabilities) -> float:
+    """−Σ p·ln p in nats; ln c where nothing is known."""
+    import numpy as np
+
+    return float(-(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum())
+
+
+class Results:
+    """results.csv, results.bad.csv and the counts, written row by row beside and renamed."""
+
+    def __init__(self, out: Path, class_names: tuple[str, ...], top: int, threshold: float):
+        self.out, self.class_names, self.threshold = out, class_names, threshold
+        self.top = min(top, len(class_names))
+        self.bad_file = out.with_suffix(".bad.csv")
+        self.counts: Counter[str] = Counter()
+        self.unidentified, self.bad = 0, 0
+
+    def __enter__(self):
+        self._stack = contextlib.ExitStack()
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self._rows = self._open(self.out)
+        ranks = [f"top{i + 1}" for i in range(1, self.top)]
+        self._rows.writerow(
+            [
+                *("path", "predicted", "probability", "unidentified", "entropy", *ranks),
+                *(f"p_{name}" for name in self.class_names),
+                "kept",
+            ]
+        )
+        self._bad_rows = None
+        return self
+
+    def _open(self, path: Path):
+        partial = path.with_name(path.name + ".partial")
+        file = self._stack.enter_context(partial.open("w", newline="", encoding="utf-8"))
+        return csv.writer(file, lineterminator="\n")
+
+    def add(self, item: Prediction | Bad) -> None:
+        if isinstance(item, Bad):
+            if self._bad_rows is None:
+                self._bad_rows = self._open(self.bad_file)
+                self._bad_rows.writerow(["path", "reason"])
+            self._bad_rows.writerow(item)
+            self.bad += 1
+            return
+        p = item.probabilities
+        order = (-p).argsort(kind="stable")[: self.top]
+        best = float(p[order[0]])
+        doubtful = best < self.threshold
+        self.counts[self.class_names[order[0]]] += 1
+        self.unidentified += doubtful
+        self._rows.writerow(
+            [
+                *(item.path, self.class_names[order[0]], f"{best:.9g}", int(doubtful)),
+                f"{entropy(p):.6g}",
+                *(self.class_names[i] for i in order[1:]),
+                *(f"{x:.9g}" for x in p),
+                " ".join(map(str, item.kept)),
+            ]
+        )
+
+    def __exit__(self, kind, *_):
+        self._stack.close()
+        for path in (self.out, self.bad_file):
+            partial = path.with_name(path.name + ".partial")
+            if partial.exists():
+                partial.unlink() if kind else os.replace(partial, path)
+
+
+def predict_images(classifier, sources: list[str], out: Path, options) -> dict[str, Any]:
+    """Predict the images of `sources` and write all results; returns what results.json holds."""
+    from bcvit_jax.evaluate import write_whole
+    from bcvit_jax.gallery import Gallery
+    from bcvit_jax.journal import progress
+
+    names = classifier.class_names
+    gallery = Gallery(names, options.threshold)
+    start = time.perf_counter()
+    with (
+        Results(out, names, options.top, options.threshold) as results,
+        progress("predict", None, "img") as bar,
+    ):
+        stream = predictions(classifier, find_images(sources), options.batch_size, options.threads)
+        for item in stream:
+            results.add(item)
+            if isinstance(item, Prediction):
+                gallery.add(item.path, item.image, item.probabilities)
+            bar.update(1)
+    seconds = time.perf_counter() - start
+    done = sum(results.counts.values())
+    summary = {
+        "images": done,
+        "bad": results.bad,
+        "unidentified": results.unidentified,
+        "threshold": options.threshold,
+        "counts": {name: results.counts[name] for name in names},
+        "images_per_second": round((done + results.bad) / seconds, 2),
+        "model": {k: classifier.card.get(k) for k in ("title", "commit", "networks", "dataset")},
+    }
+    write_whole(out.with_suffix(".html"), gallery.page(summary, out.name).encode())
+    write_whole(out.with_suffix(".json"), (json.dumps(summary, indent=1) + "\n").encode())
+    return summary
+
+
+class Scored(NamedTuple):
+    """The cells of a data set whose class the network knows, as `evaluate` wants them."""
+
+    labels: Mapping[str, Any]
+    sources: Mapping[str, Any]
+    groups: Mapping[str, Any]
+    class_names: tuple[str, ...]
+
+
+def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -> dict[str, Any]:
+    """Score the cells of a data set whose class the network knows; returns what the JSON holds.
+
+    `renamed` gives the network's name of a class of the data set. Errors: UserError where no class
+    is common to both.
+    """
+    import numpy as np
+
+    from bcvit_jax.evaluate import evaluate_fold, save_predictions, summarise_run, table
+    from bcvit_jax.evaluate import write_whole as write
+    from bcvit_jax.journal import progress
+
+    ours = {name.casefold(): place for place, name in enumerate(classifier.class_names)}
+    theirs = [renamed.get(name, name).casefold() for name in dataset.class_names]
+    mapped = np.array([ours.get(name, -1) for name in theirs])
+    unknown = [n for n, place in zip(dataset.class_names, mapped, strict=True) if place < 0]
+    if (mapped < 0).all():
+        raise UserError(
+            f"none of the data set's classes ({', '.join(dataset.class_names)}) is one of the "
+            f"network's ({', '.join(classifier.class_names)}); name them with --map THEIRS=OURS,…"
+        )
+    known = {fold: np.flatnonzero(mapped[dataset.labels[fold]] >= 0) for fold in dataset.folds}
+    scored = Scored(
+        {f: mapped[dataset.labels[f]][known[f]].astype(np.int32) for f in dataset.folds},
+        {f: np.asarray(dataset.sources[f])[known[f]] for f in dataset.folds},
+        {f: np.asarray(dataset.groups[f])[known[f]] for f in dataset.folds},
+        classifier.class_names,
+    )
+    step = _Step(classifier, options.batch_size)
+    total = sum(len(rows) for rows in known.values())
+
+    def batches(fold: str, bar):
+        rows, size = known[fold], options.batch_size
+        with ThreadPoolExecutor(options.threads) as pool:
+            for first in range(0, len(rows), size):
+                chosen = rows[first : first + size]
+                images = list(pool.map(lambda i: read_cell(dataset, fold, i, classifier), chosen))
+                index = np.full(size, -1, np.int64)
+                index[: len(chosen)] = np.arange(first, first + len(chosen))
+                label = np.zeros(size, np.int32)
+                label[: len(chosen)] = scored.labels[fold][first : first + len(chosen)]
+                yield {"image": images, "label": label, "index": index, "mask": index >= 0}
+                bar.update(len(chosen))
+
+    found = []
+    with progress("score", total, "img") as bar:
+        for fold in dataset.folds:
+            if len(known[fold]):
+                run = lambda _, images: step(images)  # noqa: E731
+                result, _ = evaluate_fold(run, None, scored, fold, batches(fold, bar))
+                found.append(result)
+    summary = summarise_run(found)
+    everything = _together(found)
+    save_predictions(out.with_suffix(""), everything)
+    left_out = {
+        name: int(sum((dataset.labels[f] == place).sum() for f in dataset.folds))
+        for place, name in enumerate(dataset.class_names)
+        if name in unknown
+    }
+    absent = [n for i, n in enumerate(classifier.class_names) if i not in mapped]
+    content = {
+        "scored": total,
+        "unknown_to_the_network": left_out,
+        "absent_from_the_data_set": absent,
+        "donor_separated": dataset.donor_separated,
+        "fingerprint": dataset.fingerprint,
+        "pooled": summary["pooled"],
+        "model": {k: classifier.card.get(k) for k in ("title", "commit", "networks", "dataset")},
+    }
+    from bcvit_jax.report import to_json
+
+    write(out.with_suffix(".json"), (json.dumps(to_json(content), indent=1) + "\n").encode())
+    print(table(summary))
+    if left_out:
+        named = ", ".join(f"{name} ({count})" for name, count in left_out.items())
+        print(f"\nclasses that the network does not know, left out: {named}")
+    if absent:
+        print(f"classes that this data set does not have: {', '.join(absent)}")
+    return content
+
+
+def read_cell(dataset, fold: str, index: int, classifier):
+    """A cell of a data set as the network's input."""
+    from bcvit_jax.augment import resize
+
+    way = classifier.preprocessing
+    square = dataset.square(fold, int(index), way.centre_crop, way.square_size)
+    return resize(square, way.image_size)
+
+
+def _together(found):
+    import dataclasses
+
+    import numpy as np
+
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in found])
+        for name in ("source", "group", "label", "probabilities", "kept")
+    }
+    return dataclasses.replace(found[0], fold="all", **joined)
+
+
+def _renamed(text: str) -> dict[str, str]:
+    pairs = [part.split("=") for part in text.split(",") if part]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise UserError(f"--map is {text!r}; it must be THEIRS=OURS,THEIRS=OURS")
+    return {theirs.strip(): ours.strip() for theirs, ours in pairs}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bcvit_jax.predict",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="*", help="image files, folders, .csv lists")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("results.csv"), metavar="FILE.csv")
+    parser.add_argument("--data", metavar="DATASET", help="score this labelled data set instead")
+    parser.add_argument("--map", default="", metavar="THEIRS=OURS,…", help="class names of --data")
+    parser.add_argument("--top", type=int, default=3, help="most probable classes named (3)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="for unidentified (0.5)")
+    parser.add_argument("--batch-size", type=int, default=64, dest="batch_size")
+    parser.add_argument("--threads", type=int, default=max(2, os.cpu_count() or 2))
+    return parser
+
+
+def _check(options) -> None:
+    rules = {
+        "--top": (options.top >= 1, options.top, "be at least 1"),
+        "--threshold": (0 <= options.threshold <= 1, options.threshold, "lie in [0, 1]"),
+        "--batch-size": (options.batch_size >= 1, options.batch_size, "be at least 1"),
+        "--threads": (options.threads >= 1, options.threads, "be at least 1"),
+        "--out": (options.out.suffix == ".csv", options.out, "end in .csv"),
+    }
+    for name, (holds, value, rule) in rules.items():
+        if not holds:
+            raise UserError(f"{name} is {value}; it must {rule}")
+    if bool(options.images) == bool(options.data):
+        raise UserError("name images to predict, or a data set to score with --data")
+    ends = (".csv", ".json", ".html", ".npz", ".bad.csv")
+    if there := [str(p) for end in ends if (p := options.out.with_suffix(end)).exists()]:
+        raise UserError(f"{', '.join(there)} is there already; choose another --out, or delete it")
+
+
+def main(arguments: list[str]) -> int:
+    """The command line's work; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        _check(options)
+        renamed = _renamed(options.map)
+        if options.images:
+            check_sources(options.images)
+        from bcvit_jax.exported import from_pretrained
+
+        classifier = from_pretrained(options.model)
+        if options.data:
+            from bcvit_jax.data import open_dataset
+
+            score(classifier, open_dataset(options.data), options.out, renamed, options)
+            print(f"\n{options.out}, {options.out.with_suffix('.json')}")
+            return 0
+        summary = predict_images(classifier, options.images, options.out, options)
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except (OSError, FloatingPointError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    print(told(summary, options.out))
+    return 0 if summary["images"] else 1
+
+
+def told(summary: Mapping[str, Any], out: Path) -> str:
+    """What was predicted, for a terminal."""
+    from bcvit_jax.evaluate import aligned
+
+    rows = [["class", "cells", "share"]]
+    total = max(summary["images"], 1)
+    for name, count in summary["counts"].items():
+        rows.append([name, str(count), f"{100 * count / total:.1f} %"])
+    lines = aligned(rows)
+    lines.append(
+        f"\n{summary['images']} cells, {summary['unidentified']} of them unidentified (no class "
+        f"reaches {summary['threshold']:g}); {summary['images_per_second']:g} images/s"
+    )
+    if summary["bad"]:
+        lines.append(f"{summary['bad']} images can't be read: {out.with_suffix('.bad.csv')}")
+    lines.append(f"{out}, {out.with_suffix('.html')}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from bcvit_jax import runtime
+
+    runtime.restart_with_settings()
+    sys.exit(main(sys.argv[1:]))
