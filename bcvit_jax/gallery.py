@@ -53,7 +53,7 @@ class Gallery:
         parts = [
             "<h1>Predicted cells</h1>",
             f'<p class="notice">{NOTICE}</p>',
-            f'<p class="result">{summary["images"]} cells; in {summary["unidentified"]} no class '
+            f'<p class="result">{summary["images"]:,} cells; in {summary["unidentified"]} no class '
             f"reaches {summary['threshold']:g} (framed). All of them are in {_text(file)}.</p>",
             '<p class="small">A picture shows what the network saw. The least certain come first; '
             "below stand the probability, the second class and the file.</p>",

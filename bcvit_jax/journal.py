@@ -62,7 +62,7 @@ def _belongs(line: str, fold: str, step: int) -> bool:
     return entry["fold"] != fold or entry["step"] <= step
 
 
-def progress(name: str, total: int, unit: str, initial: int = 0) -> tqdm:
+def progress(name: str, total: int | None, unit: str, initial: int = 0) -> tqdm:
     """A bar with speed and time left; where no terminal shows it, a line every half minute."""
     if sys.stderr.isatty():
         return tqdm(

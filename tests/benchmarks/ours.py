@@ -83,8 +83,8 @@ def read(shape: Shape, folder: Path, cache: str = "", workers: int = 2) -> Calla
         hue=0.02,
         cache=cache,
         cache_size=shape.cached,
-        workers=0 if cache else workers,
-        threads=2,
+        workers=workers,
+        threads=1 if cache else 2,
     )
     stream = train_batches(dataset, range(5), config, shape.side, shape.batch, seed=0)
     return lambda: np.asarray(next(stream)["image"])
