@@ -24,8 +24,7 @@ from PIL import Image
 
 from bcvit_jax.augment import centre_square, resize
 from bcvit_jax.errors import UserError
-from bcvit_jax.models import BCViT, BCViTConfig
-from bcvit_jax.program import scale
+from bcvit_jax.models import BCViT, BCViTConfig, scale
 from bcvit_jax.weights import Flat, from_flat, read_arrays
 
 FORMAT = 1
@@ -65,22 +64,21 @@ class Classifier:
         graph, _ = nnx.split(nnx.eval_shape(lambda: BCViT(self.model, rngs=nnx.Rngs(0))))
         return [nnx.merge(graph, params) for params in self.params]
 
-    def predict_step(self) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
-        """The jitted (params, images uint8 [b, s, s, 3]) -> logits [b, c], kept [b, k].
+    def __call__(self, all_params: Any, images: Any) -> tuple[jax.Array, jax.Array]:
+        """(`params`, images [b, s, s, 3] float in [−1, 1]) -> logits [b, c], kept [b, k].
 
-        Give it `self.params`. Of several networks: the log of their mean probability, and the kept
-        patches of the first.
+        Of several networks: the log of their mean probability, and the kept patches of the first.
         """
         graph, _ = nnx.split(nnx.eval_shape(lambda: BCViT(self.model, rngs=nnx.Rngs(0))))
+        outputs = [nnx.merge(graph, params)(images) for params in all_params]
+        if len(outputs) == 1:
+            return outputs[0].logits, outputs[0].kept
+        each = jnp.stack([jax.nn.log_softmax(output.logits, axis=-1) for output in outputs])
+        return jax.nn.logsumexp(each, axis=0) - np.log(len(outputs)), outputs[0].kept
 
-        def step(all_params, images):
-            outputs = [nnx.merge(graph, params)(scale(images)) for params in all_params]
-            if len(outputs) == 1:
-                return outputs[0].logits, outputs[0].kept
-            each = jnp.stack([jax.nn.log_softmax(output.logits, axis=-1) for output in outputs])
-            return jax.nn.logsumexp(each, axis=0) - np.log(len(outputs)), outputs[0].kept
-
-        return jax.jit(step)
+    def predict_step(self) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+        """The call as a jitted function of `params` and images uint8 [b, s, s, 3]."""
+        return jax.jit(lambda all_params, images: self(all_params, scale(images)))
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bcvit_jax import losses
 from bcvit_jax.config import RunConfig
 from bcvit_jax.errors import UserError
-from bcvit_jax.models import BCViT, BCViTConfig, model_config
+from bcvit_jax.models import BCViT, BCViTConfig, model_config, scale
 from bcvit_jax.optimizer import make_optimizer
 
 
@@ -109,11 +109,6 @@ def make_program(
         jax.jit(predict_step, in_shardings=(everywhere, by_batch), out_shardings=everywhere),
         model,
     )
-
-
-def scale(images):
-    """uint8 [b, s, s, 3] -> float32 in [−1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def make_mesh() -> Mesh:

@@ -3,6 +3,7 @@
 `{"blocks.0.attention.qkv.kernel": array}` is the form of export, import and safetensors files.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -475,11 +476,7 @@ def read_arrays(path: str | Path) -> Flat:
 
     Nothing in a file is executed. Errors: UserError where it is none of these or broken.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "model.safetensors"
-    if not file.exists():
-        file = _from_hub(str(path), "model.safetensors")
+    file = locate(path)
     try:
         if file.suffix == ".npz":
             with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
@@ -494,6 +491,14 @@ def read_arrays(path: str | Path) -> Flat:
         f"{file} has an ending that weights don't have; give a .npz, .safetensors, .pth, .pt or "
         ".bin file, or a folder with model.safetensors"
     )
+
+
+def locate(path: str | Path) -> Path:
+    """The file of weights that a file, a folder, or `owner/name` on the hub means."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+    return file if file.exists() else _from_hub(str(path))
 
 
 def _read_safetensors(file: Path) -> Flat:
@@ -528,7 +533,8 @@ def _read_pytorch(file: Path) -> Flat:
     return {k: v.float().numpy() for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
-def _from_hub(name: str, file: str) -> Path:
+def _from_hub(name: str) -> Path:
+    """model.safetensors of a model, with the files beside it that tell its normalisation."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).suffix in _ENDINGS:
         raise UserError(f"there are no weights at {name}; give a file, or a model's folder")
     try:
@@ -538,12 +544,17 @@ def _from_hub(name: str, file: str) -> Path:
             f"there is no file {name}; to fetch a model of that name, pip install huggingface_hub"
         ) from None
     try:
-        return Path(hf_hub_download(name, file))
-    except (OSError, ValueError) as error:  # also what the hub answers, and no connection
-        reason = str(error).strip().splitlines()[0]
+        file = Path(hf_hub_download(name, "model.safetensors"))
+    except Exception as error:  # no connection, no such model, no such file: of several libraries
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"there is no file {name}, and the hub gives no {file} of a model called so ({reason})"
+            f"there is no file {name}, and the hub gives no model.safetensors of a model called so "
+            f"({reason})"
         ) from None
+    for beside in ("config.json", "preprocessor_config.json"):
+        with contextlib.suppress(Exception):  # a model may lack either
+            hf_hub_download(name, beside)
+    return file
 
 
 _ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".bin")
@@ -552,7 +563,7 @@ _ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".bin")
 def normalisation_beside(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and deviation of pixels that preprocessor_config.json (Hugging Face) or config.json
     (timm) beside the weights names."""
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    folder = locate(path).parent
     for name, group, mean, std in (
         ("preprocessor_config.json", None, "image_mean", "image_std"),
         ("config.json", "pretrained_cfg", "mean", "std"),

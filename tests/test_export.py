@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from bcvit_jax import export, predict
+from bcvit_jax import export, export_onnx, predict
 from bcvit_jax.errors import UserError
 from bcvit_jax.evaluate import load_predictions
 from bcvit_jax.exported import SUMS, from_pretrained
@@ -96,6 +96,27 @@ def test_the_program_runs_where_neither_flax_nor_this_project_is(folder, tmp_pat
     with np.load(tmp_path / "l.npz") as found:
         np.testing.assert_allclose(found["seven"], logits, rtol=0, atol=1e-5)
         np.testing.assert_allclose(found["one"], logits[:1], rtol=0, atol=1e-5)
+
+
+def test_onnx_without_its_packages_or_over_a_file_is_one_sentence(folder, tmp_path, capsys):
+    (tmp_path / "there.onnx").write_bytes(b"0")
+    for name, sentence in (
+        ("there.onnx", "is there already"),
+        ("x.bin", "must end in .onnx"),
+        ("x.onnx", "in an environment of its own: pip install jax2onnx onnxruntime"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "onnxruntime", None)
+            words = ["--model", str(folder), "--out", str(tmp_path / name)]
+            assert export_onnx.main(words) == 2
+        err = capsys.readouterr().err
+        assert sentence in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
+
+
+def test_onnxruntime_gives_the_same_logits(folder, tmp_path):
+    pytest.importorskip("jax2onnx", reason="needs the environment that export_onnx tells of")
+    assert export_onnx.export_onnx(folder, tmp_path / "x.onnx") <= 1e-4
 
 
 def test_an_ensemble_gives_the_mean_probability(trained, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import re
 import struct
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -187,6 +189,37 @@ def test_normalisation_beside_the_weights_counts(tmp_path):
     with torch.no_grad():
         expected = made(normalised(mean, std))
     np.testing.assert_allclose(model(images()).logits, expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_name_is_fetched_from_the_hub_with_what_tells_its_normalisation(tmp_path, monkeypatch):
+    """The hub is pretended: files come into one folder, as its cache keeps them."""
+    made = timm_network()
+    save_file(made.state_dict(), tmp_path / "there.safetensors")
+    mean, std = [0.1, 0.2, 0.3], [0.3, 0.4, 0.6]
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def download(name, file):
+        assert name == "owner/cells-vit.v2"
+        if file == "config.json":
+            raise OSError("404")
+        content = json.dumps({"image_mean": mean, "image_std": std}).encode()
+        if file == "model.safetensors":
+            content = (tmp_path / "there.safetensors").read_bytes()
+        (cache / file).write_bytes(content)
+        return str(cache / file)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+    model = network()
+    weights.load_pretrained(model, "owner/cells-vit.v2", head=True)
+    with torch.no_grad():
+        expected = made(normalised(mean, std))
+    np.testing.assert_allclose(model(images()).logits, expected.numpy(), rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="there is no file owner/other, and the hub gives no"):
+        weights.load_pretrained(model, "owner/other")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="pip install huggingface_hub"):
+        weights.load_pretrained(model, "owner/cells-vit.v2")
 
 
 @pytest.mark.parametrize(("size", "target"), [(14, 18), (37, 16), (7, 9), (7, 7), (2, 5)])

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from bcvit_jax.models.bcvit import BCViT, Output
+from bcvit_jax.models.bcvit import BCViT, Output, scale
 from bcvit_jax.models.config import BCViTConfig
 
 _TINY: dict[str, Any] = dict(width=192, heads=3, mlp_width=768)
@@ -67,4 +67,5 @@ __all__ = [
     "create_model",
     "list_models",
     "model_config",
+    "scale",
 ]

@@ -30,6 +30,11 @@ class Output(NamedTuple):
     """[b, h·k], int32: kept patches, counted from 0 row by row; [b, 0] without selection."""
 
 
+def scale(images):
+    """uint8 [b, s, s, 3] -> float32 in [−1, 1], as every network here takes images."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
 class PatchEmbedding(nnx.Module):
     """Equations 1 and 2: z₀ = [x_class; x¹E; …; xᴺE] + E_pos, with patches that may overlap."""
 
