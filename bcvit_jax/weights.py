@@ -535,7 +535,8 @@ def _read_pytorch(file: Path) -> Flat:
 
 def _from_hub(name: str) -> Path:
     """model.safetensors of a model, with the files beside it that tell its normalisation."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).suffix in _ENDINGS:
+    local = Path(name).suffix in _ENDINGS or Path(name).parent.is_dir()
+    if local or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"there are no weights at {name}; give a file, or a model's folder")
     try:
         from huggingface_hub import hf_hub_download

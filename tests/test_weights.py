@@ -316,10 +316,13 @@ def test_files_that_would_run_code_or_lie_about_their_size_are_refused(tmp_path)
     assert not (tmp_path / "harm").exists()
 
 
-def test_what_is_no_weights_is_told_in_a_sentence(tmp_path):
+def test_what_is_no_weights_is_told_in_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "x.onnx").write_bytes(b"0")
     assert "has an ending that weights don't have" in refused(tmp_path / "x.onnx")
     assert "there are no weights at" in refused(tmp_path / "absent.npz")
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)  # `data` is a folder here, so not an owner on the hub
+    assert "there are no weights at data/absent" in refused("data/absent")
     save_file({"fc.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     assert "no known family (fc.weight" in refused(tmp_path)
 
