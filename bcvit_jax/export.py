@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bcvit_jax import __version__
-from bcvit_jax.errors import RunError, UserError
+from bcvit_jax.errors import RunError, UserError, fail
 
 FORMATS = ("safetensors", "stablehlo")
 
@@ -269,12 +269,8 @@ def main(arguments: list[str]) -> int:
     formats = tuple(part for part in chosen.format.split(",") if part)
     try:
         out = export(chosen.workdir, chosen.out, formats, chosen.fold)
-    except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except (RunError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+    except (UserError, RunError, OSError) as error:
+        return fail(error)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return 0
 

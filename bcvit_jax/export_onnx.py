@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcvit_jax.errors import RunError, UserError
+from bcvit_jax.errors import RunError, UserError, fail
 
 TOLERANCE = 1e-4
 
@@ -76,8 +76,7 @@ def main(arguments: list[str]) -> int:
     try:
         difference = export_onnx(chosen.model, chosen.out)
     except (UserError, RunError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
     print(f"{chosen.out}: onnxruntime's logits differ from jax's by {difference:.1e} at most")
     return 0
 

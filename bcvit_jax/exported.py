@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,28 @@ class Classifier:
         each = jnp.stack([jax.nn.log_softmax(output.logits, axis=-1) for output in outputs])
         return jax.nn.logsumexp(each, axis=0) - np.log(len(outputs)), outputs[0].kept
 
-    def predict_step(self) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+    def predict_step(self) -> Any:
         """The call as a jitted function of `params` and images uint8 [b, s, s, 3]."""
         return jax.jit(lambda all_params, images: self(all_params, scale(images)))
+
+
+class BatchStep:
+    """The compiled networks on lists of up to `batch_size` images uint8 [s, s, 3].
+
+    The rest of a batch is black; logits and kept are those of the whole batch.
+    """
+
+    def __init__(self, classifier: Classifier, batch_size: int):
+        side = classifier.preprocessing.image_size
+        self.shape = (batch_size, side, side, 3)
+        self.params = classifier.params
+        images = jax.ShapeDtypeStruct(self.shape, jnp.uint8)
+        self.run = classifier.predict_step().lower(self.params, images).compile()
+
+    def __call__(self, images: Sequence[np.ndarray]) -> tuple[jax.Array, jax.Array]:
+        batch = np.zeros(self.shape, np.uint8)
+        batch[: len(images)] = images
+        return self.run(self.params, batch)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 
 from bcvit_jax import command_line, runtime
-from bcvit_jax.errors import RunError, UserError
+from bcvit_jax.errors import RunError, UserError, fail
 from bcvit_jax.signals import Signals, Stop
 
 
@@ -31,16 +31,9 @@ def main(arguments: list[str]) -> int:
     except Stop as stop:
         print(f"{stop}; the same command again goes on from there", file=sys.stderr)
         return 128 + (signals.received or 0)
-    except UserError as error:
-        return _fail(error, 2)
-    except (RunError, FloatingPointError, OSError) as error:
-        return _fail(error, 1)
+    except (UserError, RunError, FloatingPointError, OSError) as error:
+        return fail(error)
     return 0
-
-
-def _fail(error: Exception, status: int) -> int:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bcvit_jax.errors import UserError
+from bcvit_jax.errors import UserError, fail
 
 _HELP = """\
 Predict single-cell images, or score a labelled data set.
@@ -115,7 +115,9 @@ def predictions(
     """Every image in order. Threads read ahead of the network, by four batches at most."""
     import numpy as np
 
-    step = _Step(classifier, batch_size)
+    from bcvit_jax.exported import BatchStep
+
+    step = BatchStep(classifier, batch_size)
     waiting: deque[tuple[list, Any]] = deque()
 
     def finish() -> Iterator[Prediction | Bad]:
@@ -138,29 +140,6 @@ def predictions(
                 yield from finish()
         while waiting:
             yield from finish()
-
-
-class _Step:
-    """The compiled network on up to `batch_size` images; the rest of the batch is black."""
-
-    def __init__(self, classifier, batch_size: int):
-        import jax
-        import jax.numpy as jnp
-
-        from bcvit_jax.program import compiled
-
-        side = classifier.preprocessing.image_size
-        self.shape = (batch_size, side, side, 3)
-        self.params = classifier.params
-        images = jax.ShapeDtypeStruct(self.shape, jnp.uint8)
-        self.run = compiled(classifier.predict_step(), self.params, images)
-
-    def __call__(self, images):
-        import numpy as np
-
-        batch = np.zeros(self.shape, np.uint8)
-        batch[: len(images)] = images
-        return self.run(self.params, batch)
 
 
 def _ahead(pool, paths: Iterable[Path], preprocessing, most: int) -> Iterator[tuple[Path, Any]]:
@@ -286,117 +265,6 @@ def predict_images(classifier, sources: list[str], out: Path, options) -> dict[s
     return summary
 
 
-class Scored(NamedTuple):
-    """The cells of a data set whose class the network knows, as `evaluate` wants them."""
-
-    labels: Mapping[str, Any]
-    sources: Mapping[str, Any]
-    groups: Mapping[str, Any]
-    class_names: tuple[str, ...]
-
-
-def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -> dict[str, Any]:
-    """Score the cells of a data set whose class the network knows; returns what the JSON holds.
-
-    `renamed` gives the network's name of a class of the data set. Errors: UserError where no class
-    is common to both.
-    """
-    import numpy as np
-
-    from bcvit_jax.evaluate import evaluate_fold, save_predictions, summarise_run, table
-    from bcvit_jax.evaluate import write_whole as write
-    from bcvit_jax.journal import progress
-
-    ours = {name.casefold(): place for place, name in enumerate(classifier.class_names)}
-    theirs = [renamed.get(name, name).casefold() for name in dataset.class_names]
-    mapped = np.array([ours.get(name, -1) for name in theirs])
-    unknown = [n for n, place in zip(dataset.class_names, mapped, strict=True) if place < 0]
-    if (mapped < 0).all():
-        raise UserError(
-            f"none of the data set's classes ({', '.join(dataset.class_names)}) is one of the "
-            f"network's ({', '.join(classifier.class_names)}); name them with --map THEIRS=OURS,…"
-        )
-    known = {fold: np.flatnonzero(mapped[dataset.labels[fold]] >= 0) for fold in dataset.folds}
-    scored = Scored(
-        {f: mapped[dataset.labels[f]][known[f]].astype(np.int32) for f in dataset.folds},
-        {f: np.asarray(dataset.sources[f])[known[f]] for f in dataset.folds},
-        {f: np.asarray(dataset.groups[f])[known[f]] for f in dataset.folds},
-        classifier.class_names,
-    )
-    step = _Step(classifier, options.batch_size)
-    total = sum(len(rows) for rows in known.values())
-
-    def batches(fold: str, bar):
-        rows, size = known[fold], options.batch_size
-        with ThreadPoolExecutor(options.threads) as pool:
-            for first in range(0, len(rows), size):
-                chosen = rows[first : first + size]
-                images = list(pool.map(lambda i: read_cell(dataset, fold, i, classifier), chosen))
-                index = np.full(size, -1, np.int64)
-                index[: len(chosen)] = np.arange(first, first + len(chosen))
-                label = np.zeros(size, np.int32)
-                label[: len(chosen)] = scored.labels[fold][first : first + len(chosen)]
-                yield {"image": images, "label": label, "index": index, "mask": index >= 0}
-                bar.update(len(chosen))
-
-    found = []
-    with progress("score", total, "img") as bar:
-        for fold in dataset.folds:
-            if len(known[fold]):
-                run = lambda _, images: step(images)  # noqa: E731
-                result, _ = evaluate_fold(run, None, scored, fold, batches(fold, bar))
-                found.append(result)
-    summary = summarise_run(found)
-    everything = _together(found)
-    save_predictions(out.with_suffix(""), everything)
-    left_out = {
-        name: int(sum((dataset.labels[f] == place).sum() for f in dataset.folds))
-        for place, name in enumerate(dataset.class_names)
-        if name in unknown
-    }
-    absent = [n for i, n in enumerate(classifier.class_names) if i not in mapped]
-    content = {
-        "scored": total,
-        "unknown_to_the_network": left_out,
-        "absent_from_the_data_set": absent,
-        "donor_separated": dataset.donor_separated,
-        "fingerprint": dataset.fingerprint,
-        "pooled": summary["pooled"],
-        "model": {k: classifier.card.get(k) for k in ("title", "commit", "networks", "dataset")},
-    }
-    from bcvit_jax.report import to_json
-
-    write(out.with_suffix(".json"), (json.dumps(to_json(content), indent=1) + "\n").encode())
-    print(table(summary))
-    if left_out:
-        named = ", ".join(f"{name} ({count})" for name, count in left_out.items())
-        print(f"\nclasses that the network does not know, left out: {named}")
-    if absent:
-        print(f"classes that this data set does not have: {', '.join(absent)}")
-    return content
-
-
-def read_cell(dataset, fold: str, index: int, classifier):
-    """A cell of a data set as the network's input."""
-    from bcvit_jax.augment import resize
-
-    way = classifier.preprocessing
-    square = dataset.square(fold, int(index), way.centre_crop, way.square_size)
-    return resize(square, way.image_size)
-
-
-def _together(found):
-    import dataclasses
-
-    import numpy as np
-
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in found])
-        for name in ("source", "group", "label", "probabilities", "kept")
-    }
-    return dataclasses.replace(found[0], fold="all", **joined)
-
-
 def _renamed(text: str) -> dict[str, str]:
     pairs = [part.split("=") for part in text.split(",") if part]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
@@ -453,17 +321,14 @@ def main(arguments: list[str]) -> int:
         classifier = from_pretrained(options.model)
         if options.data:
             from bcvit_jax.data import open_dataset
+            from bcvit_jax.score import score
 
             score(classifier, open_dataset(options.data), options.out, renamed, options)
             print(f"\n{options.out}, {options.out.with_suffix('.json')}")
             return 0
         summary = predict_images(classifier, options.images, options.out, options)
-    except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except (OSError, FloatingPointError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+    except (UserError, OSError, FloatingPointError) as error:
+        return fail(error)
     print(told(summary, options.out))
     return 0 if summary["images"] else 1
 

@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.torch import save_file
 from timm.models import vision_transformer
 
-from bcvit_jax import weights
+from bcvit_jax import weight_maps, weights
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import BCViT, BCViTConfig
 
@@ -61,7 +61,7 @@ def of_timm(folder, **more):
     made = timm_network(**more)
     save_file(made.state_dict(), folder / "model.safetensors")
     with torch.no_grad():
-        logits = made(normalised(*weights.HALF))
+        logits = made(normalised(*weight_maps.HALF))
     return folder, logits, sum(p.numel() for p in made.parameters())
 
 
@@ -101,7 +101,7 @@ def of_google(folder):
     made = timm_network()
     made.load_pretrained(str(folder / "ViT.npz"))
     with torch.no_grad():
-        logits = made.eval()(normalised(*weights.HALF))
+        logits = made.eval()(normalised(*weight_maps.HALF))
     return folder / "ViT.npz", logits, sum(x.size for x in arrays.values())
 
 
@@ -117,7 +117,7 @@ def of_dinov2(folder):
     torch.save({"teacher": wrapped}, folder / "teacher.pth")
     made.load_state_dict(vision_transformer.checkpoint_filter_fn(state, made), strict=False)
     with torch.no_grad():
-        feature = made.forward_features(normalised(*weights.IMAGENET))[:, 0]
+        feature = made.forward_features(normalised(*weight_maps.IMAGENET))[:, 0]
     count = sum(p.numel() for p in made.parameters()) + 48  # timm folds the class's position in
     return folder / "teacher.pth", feature, count
 
@@ -139,7 +139,7 @@ def of_hugging_face(folder, name, classifier):
         made = getattr(transformers, f"{name}Model")(config)
     made = lively(made)
     made.save_pretrained(folder)
-    normalisation = weights.HALF if name == "ViT" else weights.IMAGENET
+    normalisation = weight_maps.HALF if name == "ViT" else weight_maps.IMAGENET
     with torch.no_grad():
         output = made(normalised(*normalisation))
     result = output.logits if classifier else output.last_hidden_state[:, 0]
@@ -164,7 +164,7 @@ MAKERS = {
 def test_other_libraries_networks_give_the_same_numbers_here(family, tmp_path):
     maker, changes = MAKERS[family]
     path, expected, count = maker(tmp_path)
-    normalisation = dict(zip(("mean", "std"), weights.HALF, strict=True))
+    normalisation = dict(zip(("mean", "std"), weight_maps.HALF, strict=True))
     more = normalisation if family == "timm's DINOv2" else {}
     with_head = expected.shape[-1] == 5
     model = network(**changes)
