@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Plan:
-    """All examples in order of source; `notes` are sentences for the person who builds."""
+    """All examples in order of source; `notes` are sentences for the person who builds.
+
+    `tables` are further CSV files of the data set: file name -> rows, the header first.
+    """
 
     class_names: tuple[str, ...]
     folds: int
@@ -37,6 +41,7 @@ class Plan:
     examples: list[Example]
     skipped: list[Scan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
 
     def counts(self) -> np.ndarray:
         """Images a class and fold, int [c, f]."""
@@ -82,18 +87,12 @@ def make_plan(
     groups: Path | None = None,
     classes: Sequence[str] = (),
     min_images: int = 0,
-    folds: int = 5,
-    seed: int = 0,
-    skip_bad: bool = False,
-    workers: int | None = None,
+    **how: Any,
 ) -> Plan:
     """Read a tree of class folders; the PNG of every image is left in the folder `spool`.
 
-    `groups` defaults to groups.csv in the tree, if there is one. Raises BuildError, which lists
-    all bad files at once unless `skip_bad` leaves them out.
+    `groups` defaults to groups.csv in the tree, if there is one; `how` is as in plan_images.
     """
-    if folds < 2:
-        raise BuildError(f"--folds is {folds}, but a held-out fold needs at least 2.")
     found, notes = find_images(images)
     chosen, dropped = choose_classes(found, classes, min_images)
     if groups is None and (images / "groups.csv").is_file():
@@ -103,16 +102,36 @@ def make_plan(
         known = (source for sources in found.values() for source in sources)
         wanted = (source for sources in chosen.values() for source in sources)
         kind, group_of = read_groups(groups, known, wanted)
+    plan = plan_images(images, chosen | dropped, spool, kind, group_of, min_images, **how)
+    plan.notes[:0] = notes
+    return plan
 
-    scans = scan_files(images, [s for sources in chosen.values() for s in sources], spool, workers)
-    bad = [scan for scan in scans if scan.reason]
-    good = {scan.source: scan for scan in scans if not scan.reason}
-    if bad and not (skip_bad and good):
-        mend = "--skip-bad leaves them out" if good else "no image is left"
-        lines = [f"{scan.source}: {scan.reason}" for scan in bad]
-        raise BuildError(
-            listing(f"{len(bad)} of {len(scans)} files cannot be used ({mend})", lines)
-        )
+
+def plan_images(
+    root: Path,
+    found: dict[str, list[str]],
+    spool: Path,
+    kind: str,
+    group_of: dict[str, str],
+    min_images: int = 0,
+    folds: int = 5,
+    seed: int = 0,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    scan: Callable[..., list[Scan]] = scan_files,
+) -> Plan:
+    """The plan of the images of each class, paths under `root`, in their groups.
+
+    `kind` is "donor", "slide" or "image"; an image that is not in `group_of` is a group of its own.
+    `scan` reads the files, as scan_files does.
+    Raises BuildError, which lists all bad files at once unless `skip_bad` leaves them out.
+    """
+    if folds < 2:
+        raise BuildError(f"--folds is {folds}, but a held-out fold needs at least 2.")
+    chosen, dropped = choose_classes(found, (), min_images)
+    scans = scan(root, [s for sources in chosen.values() for s in sources], spool, workers)
+    good, bad = _good_and_bad(scans, skip_bad)
+    notes = []
     usable = {name: [s for s in sources if s in good] for name, sources in chosen.items()}
     kept, too_few = choose_classes(usable, (), max(min_images, 1))
     if small := sorted((dropped | too_few).items()):
@@ -124,7 +143,8 @@ def make_plan(
     label_of = {s: label for label, sources in enumerate(kept.values()) for s in sources}
     sources = sorted(label_of)
     labels = [label_of[source] for source in sources]
-    group_names, group_notes = name_groups([good[s] for s in sources], labels, names, group_of)
+    scans = [good[source] for source in sources]
+    group_names, group_notes = name_groups(scans, labels, names, kind, group_of)
     if (separate := len(set(group_names))) < folds:
         raise BuildError(
             f"{separate} separate {kind}s cannot fill {folds} folds: "
@@ -141,14 +161,31 @@ def make_plan(
     return plan
 
 
+def _good_and_bad(scans: Sequence[Scan], skip_bad: bool) -> tuple[dict[str, Scan], list[Scan]]:
+    """What was read, by source, and the bad files; raises BuildError unless they are skipped."""
+    bad = [scan for scan in scans if scan.reason]
+    good = {scan.source: scan for scan in scans if not scan.reason}
+    if bad and not (skip_bad and good):
+        mend = "--skip-bad leaves them out" if good else "no image is left"
+        lines = [f"{scan.source}: {scan.reason}" for scan in bad]
+        raise BuildError(
+            listing(f"{len(bad)} of {len(scans)} files cannot be used ({mend})", lines)
+        )
+    return good, bad
+
+
 def name_groups(
-    scans: Sequence[Scan], labels: Sequence[int], names: Sequence[str], group_of: dict[str, str]
+    scans: Sequence[Scan],
+    labels: Sequence[int],
+    names: Sequence[str],
+    kind: str,
+    group_of: dict[str, str],
 ) -> tuple[list[str], list[str]]:
     """The group of each image, and notes on pixel-equal images that join groups or disagree.
 
-    A group is a donor or slide if the user gave them, else the image itself; images that are
-    pixel-equal under the eight flips and turns share one: donors are then joined by " + ", images
-    take the name of the first.
+    A group is a donor or slide if the user gave them, else the image (of a crop, the field that it
+    is from); images that are pixel-equal under the eight flips and turns share one: donors are
+    then joined by " + ", images take the name of the first.
     """
     own = [group_of.get(scan.source, scan.source) for scan in scans]
     roots = join_groups(
@@ -159,7 +196,7 @@ def name_groups(
     for item, root in enumerate(roots):
         members[root].add(own[item])
         twins[scans[item].pixels].append(item)
-    merge = " + ".join if group_of else min
+    merge = min if kind == "image" else " + ".join
     title = {root: merge(sorted(group)) for root, group in members.items()}
     notes = []
     twins = {pixels: items for pixels, items in twins.items() if len(items) > 1}
@@ -176,7 +213,7 @@ def name_groups(
         ]
         notes.append(listing(f"Equal images with different labels, {len(lines)} times", lines))
     joined = sorted(title[root] for root, group in members.items() if len(group) > 1)
-    if group_of and joined:
+    if kind != "image" and joined:
         notes.append(listing("Groups that share an equal image are kept together as one", joined))
     return [title[root] for root in roots], notes
 

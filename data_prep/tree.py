@@ -22,7 +22,7 @@ def find_images(images: Path) -> tuple[dict[str, list[str]], list[str]]:
     if not images.is_dir():
         raise BuildError(f"{images} is not a folder: --images takes a tree of class folders.")
     entries = sorted(path for path in images.iterdir() if not path.name.startswith("."))
-    folders = {path.name: sorted(_images_under(path, images)) for path in entries if path.is_dir()}
+    folders = {path.name: sorted(images_under(path, images)) for path in entries if path.is_dir()}
     found = {name: sources for name, sources in folders.items() if sources}
     if not found:
         raise BuildError(
@@ -47,23 +47,26 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and (suffix in SUFFIXES or suffix in OTHER_SUFFIXES)
 
 
-def _images_under(folder: Path, images: Path) -> Iterable[str]:
+def images_under(folder: Path, images: Path) -> Iterable[str]:
+    """The images in `folder` and its subfolders, as paths under `images`."""
     for directory, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and (suffix in SUFFIXES or suffix in OTHER_SUFFIXES):
+            if _is_image(name):
                 yield Path(directory, name).relative_to(images).as_posix()
 
 
 def choose_classes(
-    found: dict[str, list[str]], classes: Sequence[str], min_images: int
+    found: dict[str, list[str]],
+    classes: Sequence[str],
+    min_images: int,
+    what: str = "class folders",
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The chosen classes (all, if `classes` is empty), and those dropped for too few images."""
     unknown = sorted(set(classes) - set(found))
     if unknown:
         raise BuildError(
-            f"--classes names {', '.join(unknown)}, but the class folders are {', '.join(found)}."
+            f"--classes names {', '.join(unknown)}, but the {what} are {', '.join(found)}."
         )
     chosen = {name: found[name] for name in found if not classes or name in classes}
     kept = {name: sources for name, sources in chosen.items() if len(sources) >= min_images}
@@ -76,12 +79,13 @@ def choose_classes(
 
 
 def read_groups(
-    path: Path, known: Iterable[str], wanted: Iterable[str]
+    path: Path, known: Iterable[str] | None, wanted: Iterable[str]
 ) -> tuple[str, dict[str, str]]:
     """The kind of group, "donor" or "slide", and the group of each source, from a groups.csv.
 
     Its header is `path,donor` or `path,slide` (more columns may follow). Every `wanted` source
-    needs a group, and every path must be `known`; what is wrong is listed in one BuildError.
+    needs a group, and every path must be `known` (None: any path may stand there); what is wrong
+    is listed in one BuildError.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -99,11 +103,12 @@ def read_groups(
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BuildError(f"{path} cannot be read as a CSV file in UTF-8: {error}.") from error
-    known, groups, faults = set(known), {}, []
+    known = None if known is None else set(known)
+    groups, faults = {}, []
     for source, group in pairs:
         if not group:
             faults.append(f"{source}: has no {named[0]}")
-        elif source not in known:
+        elif known is not None and source not in known:
             faults.append(f"{source}: is not an image of the tree")
         elif groups.setdefault(source, group) != group:
             faults.append(f"{source}: has two {named[0]}s, {groups[source]} and {group}")

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_prep import build
+from data_prep import build, place
 from data_prep.cells import cells_dataset_builder
 from tests.test_images import empty_png
 
@@ -239,8 +240,11 @@ def start(*arguments: str | Path) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_build_leaves_nothing(tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_stopped_build_leaves_nothing(tree, tmp_path, number, status, capsys):
+    (tmp_path / "tree").rename(tmp_path / "small")
     rng = np.random.default_rng(0)
     (tmp_path / "tree" / "A").mkdir(parents=True)
     noise = Image.fromarray(rng.integers(0, 256, (900, 900, 3), np.uint8))
@@ -251,11 +255,145 @@ def test_a_stopped_build_leaves_nothing(tmp_path, number, status):
     limit = time.monotonic() + 30
     while not list(tmp_path.glob("out.partial-*/spool/*")) and time.monotonic() < limit:
         time.sleep(0.05)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == status, told
     assert "Traceback" not in told
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.png", "tree"]
+    left = ["first.png", "small", "tree"]
+    if number == signal.SIGKILL:  # it could not clear up: the next build does
+        assert list(tmp_path.glob("out.partial-*"))
+        time.sleep(0.5)  # its processes end by themselves
+        assert run("--images", tmp_path / "small", "--out", tmp_path / "out") == 0
+        assert "left from a killed build, is removed" in capsys.readouterr().err
+        left.insert(1, "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_a_killed_build_is_cleared_up_by_the_next(tree, tmp_path, capsys):
+    assert run("--images", tree, "--out", tmp_path / "out") == 0
+    before = (tmp_path / "out" / "metadata.json").read_text()
+    dead, foreign = tmp_path / "out.partial-1", tmp_path / "out.partial-2"
+    with place.folder_beside(tmp_path / "out") as living:
+        for folder, machine in ((dead, platform.node()), (foreign, "another")):
+            folder.mkdir()
+            (folder / "lock").write_text(machine)
+        (tmp_path / "out").rename(dead / "replaced")  # killed while it was replaced
+        assert run("--images", tree, "--out", tmp_path / "out") == 2
+        told = capsys.readouterr().err
+        assert (
+            "give --overwrite" in told and f"{dead}, left from a killed build, is removed" in told
+        )
+        assert f"{foreign} belongs to a build" in told and f"{living} belongs to a build" in told
+        assert living.exists() and foreign.exists() and not dead.exists()
+    assert (tmp_path / "out" / "metadata.json").read_text() == before
+
+
+@pytest.fixture
+def crops(tmp_path) -> Path:
+    """manifest.csv of 24 crops out of 12 fields, of the classes A and B; two have no label."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "crops").mkdir()
+    lines = ["crop,source,label,reason,x0,sha256"]
+    for number in range(24):
+        path = tmp_path / "crops" / f"{number:02}.png"
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).save(path)
+        label = "" if number > 21 else "AB"[number // 2 % 2]
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines.append(f"{path.name},field{number // 2}.jpg,{label},2 cells,5,{sha256}")
+    manifest = tmp_path / "crops" / "manifest.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    return manifest
+
+
+def run_crops(manifest: Path, *more: str | Path) -> int:
+    out = manifest.parents[1] / "out"
+    arguments = ["crops", "--manifest", manifest, "--out", out, "--workers", "1", *more]
+    return build.main([str(argument) for argument in arguments])
+
+
+def test_labelled_crops_are_built_with_a_field_in_one_fold(crops, tmp_path, capsys):
+    assert run_crops(crops) == 0
+    assert "Crops without a label are left out: 2." in capsys.readouterr().out
+    rows = [(f, row) for f, fold in read_back(tmp_path / "out").items() for row in fold]
+    assert len(rows) == 22
+    homes = {row["group"].decode(): fold for fold, row in rows}
+    for fold, row in rows:
+        number = int(row["source"].decode()[:2])
+        assert row["group"].decode() == f"field{number // 2}.jpg"
+        assert (homes[row["group"].decode()], row["label"]) == (fold, number // 2 % 2)
+        stored = np.asarray(Image.open(io.BytesIO(row["image"])))
+        crop = np.asarray(Image.open(crops.parent / row["source"].decode()))
+        np.testing.assert_array_equal(stored, crop)
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert (metadata["group_kind"], metadata["tool"]) == ("image", "data_prep.build crops")
+
+
+def test_crops_are_grouped_by_the_donors_of_their_fields(crops, tmp_path, capsys):
+    table = tmp_path / "donors.csv"
+    lines = [f"field{number}.jpg,d{number % 6}" for number in range(20)]  # also of empty fields
+    table.write_text("path,donor\n" + "\n".join(lines[1:]) + "\n")
+    assert run_crops(crops, "--groups", table) == 2
+    assert "field0.jpg: is not in the table" in capsys.readouterr().err
+    table.write_text("path,donor\n" + "\n".join(lines) + "\n")
+    assert run_crops(crops, "--groups", table, "--folds", "3") == 0
+    folds = read_back(tmp_path / "out")
+    donors = [{row["group"].decode() for row in fold} for fold in folds.values()]
+    assert sum(map(len, donors)) == 6 and set.union(*donors) == {f"d{n}" for n in range(6)}
+    assert json.loads((tmp_path / "out" / "metadata.json").read_text())["donor_separated"] is True
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("crop,source,label,reason", "crop,source,class,reason", "has no column label"),
+        ("crop,source,label,", "crop;source;label;", "has no column crop, source, label"),
+        ("00.png,field0", "../00.png,field0", "row 2, ../00.png names the image '../00.png'"),
+        ("01.png,", "99.png,", "row 3, 99.png cannot be read (No such file"),
+        ("01.png,", "00.png,", "row 3, 00.png is not the file that was cropped"),
+        ("00.png,field0.jpg", "00.png,", "row 2, 00.png has no source"),
+        (",B,", ",,", "A single"),
+        ("field0.jpg,A", "field0.jpg,\xc4", "UTF-8"),
+    ],
+)
+def test_a_manifest_that_was_spoiled_is_refused(crops, tmp_path, capsys, old, new, told):
+    text = crops.read_text()
+    assert old in text
+    if told == "A single":  # nobody has labelled anything
+        text, told = text.replace(",A,", ",,"), "has no row with a label (24 without)"
+    crops.write_bytes(text.replace(old, new).encode("latin-1"))
+    assert run_crops(crops) == 2
+    assert told in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops"]
+
+
+def test_labels_filled_in_the_review_table_are_taken(crops, tmp_path, capsys):
+    review = crops.with_name("review.csv")
+    review.write_text("crop,label,note\n22.png, C ,rare\n23.png,,\n")
+    assert run_crops(crops, "--folds", "2") == 0
+    assert "Crops without a label are left out: 1." in capsys.readouterr().out
+    assert (tmp_path / "out" / "label.labels.txt").read_text().split() == ["A", "B", "C"]
+    review.write_text("crop,label\n00.png,B\n99.png,B\n")
+    assert run_crops(crops, "--overwrite") == 2
+    told = capsys.readouterr().err
+    assert "row 2, 00.png has two labels, A here and B in review.csv" in told
+    assert "review.csv, 99.png is not in the manifest" in told
+    review.write_text("crop;label\n")
+    assert run_crops(crops, "--overwrite") == 2
+    assert "review.csv has no column crop, label" in capsys.readouterr().err
+
+
+def test_a_row_given_twice_and_an_unknown_label_are_refused(crops, capsys):
+    lines = crops.read_text().splitlines()
+    crops.write_text("\n".join([*lines, lines[1]]) + "\n")
+    assert run_crops(crops) == 2
+    assert "row 26, 00.png is listed twice" in capsys.readouterr().err
+    crops.write_text("\n".join(lines) + "\n")
+    assert run_crops(crops, "--classes", "A,C") == 2
+    assert "names C, but the labels of the crops are A, B" in capsys.readouterr().err
+    assert run_crops(crops, "--groups", "nowhere.csv") == 2
+    assert "nowhere.csv cannot be read" in capsys.readouterr().err
+    assert build.main(["crops", "--manifest", str(crops), "--out", str(crops.parent)]) == 2
+    assert "overlap" in capsys.readouterr().err
 
 
 def test_real_tiffs_of_the_paper_are_built(shared_data, tmp_path, capsys):

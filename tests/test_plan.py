@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from data_prep.errors import BuildError
-from data_prep.plan import Plan, make_plan
+from data_prep.plan import Plan, make_plan, plan_images
 from data_prep.scan import scan_files
+from data_prep.tree import find_images
 
 
 def write_tree(root: Path, classes: dict[str, int], seed: int = 0) -> Path:
@@ -94,6 +95,19 @@ def test_donors_that_share_a_turned_image_are_joined(tmp_path):
     assert {e.group for e in plan.examples if e.source[:4] in ("A/00", "A/01")} == {"d0 + d1"}
     assert len({e.group for e in plan.examples}) == 9
     assert plan.notes[-1].endswith("d0 + d1")
+
+
+def test_crops_of_one_field_stay_together_and_equal_fields_too(tmp_path):
+    tree = write_tree(tmp_path / "tree", {"A": 20})
+    turn(tree, "A/00.png", "A/19.png")  # of the fields f0 and f9
+    found, _ = find_images(tree)
+    field_of = {source: f"f{number // 2}" for number, source in enumerate(found["A"])}
+    (tmp_path / "spool").mkdir()
+    plan = plan_images(tree, found, tmp_path / "spool", "image", field_of, workers=1)
+    groups = {example.source: example.group for example in plan.examples}
+    assert groups == field_of | {"A/18.png": "f0", "A/19.png": "f0"}
+    assert len({(example.group, example.fold) for example in plan.examples}) == 9
+    assert [note.split(":")[0] for note in plan.notes] == ["2 images are 1 up to flips and turns"]
 
 
 def test_fewer_groups_than_folds_are_refused(tmp_path):
