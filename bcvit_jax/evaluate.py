@@ -29,6 +29,7 @@ METRICS = {
     "top5": "top-5",
     "macro_f1": "macro-F1",
     "balanced_accuracy": "balanced accuracy",
+    "cohen_kappa": "kappa",
 }
 
 
@@ -244,14 +245,17 @@ def save_predictions(path: str | Path, predictions: Predictions) -> tuple[Path, 
 
 
 def load_predictions(path: str | Path) -> Predictions:
-    """Reads what `save_predictions` wrote, from `path`.npz. UserError if it cannot."""
+    """Reads what `save_predictions` wrote, from `path`.npz. UserError if it cannot.
+
+    Where the file names no groups, every image is its own: `group` is then `source`.
+    """
     npz = Path(path).with_name(Path(path).name + ".npz")
     try:
         with np.load(io.BytesIO(npz.read_bytes()), allow_pickle=False) as arrays:
             return Predictions(
                 fold=str(arrays["fold"]),
                 source=arrays["source"],
-                group=arrays["group"],
+                group=arrays["group" if "group" in arrays else "source"],
                 label=arrays["label"],
                 probabilities=arrays["probabilities"],
                 kept=arrays["kept"],

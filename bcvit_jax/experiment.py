@@ -97,7 +97,7 @@ def _report(
             "minutes": {fold: facts.get("minutes") for fold, facts in training.items()},
         },
     }
-    summary = write_report(workdir, content, predictions)
+    summary = write_report(workdir, content, predictions, dataset)
     for p in predictions:
         if not (workdir / p.fold / "predictions.csv").exists():
             save_predictions(workdir / p.fold / "predictions", p)

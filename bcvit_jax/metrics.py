@@ -1,8 +1,12 @@
 """Precision, recall and accuracy (equations 15-17), from one additive confusion matrix.
 
-    precision_c = TP_c / (TP_c + FP_c)        (15)
-    recall_c    = TP_c / (TP_c + FN_c)        (16)
-    accuracy    = correct / all               (17), printed as top-1
+    precision_c   = TP_c / (TP_c + FP_c)                    (15)
+    recall_c      = TP_c / (TP_c + FN_c)                    (16)
+    accuracy      = correct / all                           (17), printed as top-1
+    specificity_c = TN_c / (TN_c + FP_c)
+    F1_c          = 2 TP_c / (2 TP_c + FP_c + FN_c)
+    kappa         = (accuracy − chance) / (1 − chance),  chance = Σ_c true_c·predicted_c / all²
+                    (Cohen, Educ. Psychol. Meas. 20, 1960)
 
 Counts of batches, devices and folds add up; every figure is computed once, from the sum.
 """
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TOP = 5
+CLASS_METRICS = ("precision", "recall", "specificity", "f1")
 
 
 class Counts(NamedTuple):
@@ -51,14 +56,41 @@ def add(a: Counts, b: Counts) -> Counts:
     return Counts(a.confusion + b.confusion, a.top5 + b.top5)
 
 
+def rates(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures of confusion matrices [..., c, c]; NaN where one is undefined.
+
+    precision, recall, specificity, f1: [..., c]; top1, macro_f1, balanced_accuracy, cohen_kappa:
+    [...]. A class without images has no figures, and the means are over the other classes.
+    """
+    confusion = np.asarray(confusion, np.float64)
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    of_class, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = confusion.sum(axis=(-2, -1))
+    there, others = of_class > 0, total[..., None] - of_class
+    recall = _ratio(hits, of_class)
+    f1 = _ratio(2 * hits, of_class + predicted, there)
+    top1 = _ratio(hits.sum(axis=-1), total)
+    chance = _ratio((of_class * predicted).sum(axis=-1), total**2)
+    return {
+        "precision": _ratio(hits, predicted, there),
+        "recall": recall,
+        "specificity": _ratio(others - (predicted - hits), others, there),
+        "f1": f1,
+        "top1": top1,
+        "macro_f1": _mean(f1),
+        "balanced_accuracy": _mean(recall),
+        "cohen_kappa": _ratio(top1 - chance, 1 - chance),
+    }
+
+
 def summarise(counts: Counts, class_names: Sequence[str]) -> dict[str, Any]:
     """The figures of one fold or of several pooled, as plain numbers ready for JSON.
 
-    Returns n, top1, top5, macro_f1, balanced_accuracy (fractions of 1), classes (a dict a class:
-    name, precision, recall, f1, n) and confusion (list of rows). What is undefined is None, never
-    NaN: the figures of a class without images here, the precision of a class never predicted, and
-    top5 where there are at most five classes, since it could only be 1.
-    macro_f1 and balanced_accuracy are means over the classes that have images here.
+    Returns n, top1, top5, macro_f1, balanced_accuracy, cohen_kappa, classes (a dict a class:
+    name, precision, recall, specificity, f1, n) and confusion (list of rows). What is undefined
+    is None, never NaN: the figures of a class without images here, the precision of a class never
+    predicted, the specificity and kappa of a single class, and top5 where there are at most five
+    classes, since it could only be 1.
     """
     confusion = np.asarray(counts.confusion)
     if confusion.shape != (len(class_names), len(class_names)):
@@ -66,28 +98,26 @@ def summarise(counts: Counts, class_names: Sequence[str]) -> dict[str, Any]:
             f"a confusion matrix of shape {confusion.shape} does not fit {len(class_names)} "
             "class names: counts and names must come from the same data set"
         )
-    hits, total = np.diag(confusion), int(confusion.sum())
-    of_class, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    classes = []
-    for name, hit, n, said in zip(class_names, hits, of_class, predicted, strict=True):
-        classes.append(
-            {
-                "name": str(name),
-                "precision": _ratio(hit, said) if n else None,
-                "recall": _ratio(hit, n),
-                "f1": _ratio(2 * hit, n + said) if n else None,
-                "n": int(n),
-            }
-        )
+    figures, total = rates(confusion), int(confusion.sum())
+    top5 = float(counts.top5) / total if total and len(class_names) > TOP else np.nan
     return {
         "n": total,
-        "top1": _ratio(hits.sum(), total),
-        "top5": _ratio(counts.top5, total) if len(class_names) > TOP else None,
-        "macro_f1": _mean([row["f1"] for row in classes]),
-        "balanced_accuracy": _mean([row["recall"] for row in classes]),
-        "classes": classes,
+        "top1": told(figures["top1"]),
+        "top5": told(top5),
+        **{key: told(figures[key]) for key in ("macro_f1", "balanced_accuracy", "cohen_kappa")},
+        "classes": [
+            {"name": str(name)}
+            | {key: told(figures[key][place]) for key in CLASS_METRICS}
+            | {"n": int(confusion[place].sum())}
+            for place, name in enumerate(class_names)
+        ],
         "confusion": confusion.astype(int).tolist(),
     }
+
+
+def told(value: Any) -> float | None:
+    """A figure as JSON has it: None where it is undefined."""
+    return None if np.isnan(value) else float(value)
 
 
 def mistakes(pooled: Mapping[str, Any], most: int = 10) -> list[dict[str, Any]]:
@@ -109,10 +139,12 @@ def mistakes(pooled: Mapping[str, Any], most: int = 10) -> list[dict[str, Any]]:
     ]
 
 
-def _ratio(part: Any, whole: Any) -> float | None:
-    return float(part) / float(whole) if whole else None
+def _ratio(part: np.ndarray, whole: np.ndarray, where: Any = True) -> np.ndarray:
+    undefined = np.full(np.shape(whole), np.nan)
+    return np.divide(part, whole, out=undefined, where=(whole > 0) & where)
 
 
-def _mean(values: list[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the classes of which the figure is defined."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))

@@ -1,9 +1,10 @@
-"""The report of a run: report.json for programs, report.html for people, the confusion matrix.
+"""The report of a run: report.html for people, report.json, tables and diagrams for the rest.
 
 `python -m bcvit_jax.report --workdir RUN` writes it again from the saved predictions.
 """
 
 import argparse
+import csv
 import io
 import json
 import math
@@ -13,13 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
 from bcvit_jax import __version__
+from bcvit_jax.calibration import risk_coverage
 from bcvit_jax.errors import UserError
 from bcvit_jax.evaluate import (
     Predictions,
@@ -29,21 +27,31 @@ from bcvit_jax.evaluate import (
     write_whole,
 )
 from bcvit_jax.metrics import mistakes
-from bcvit_jax.report_page import DPI, NOTICE, donor_statement, page
+from bcvit_jax.report_figures import confusion_picture, reliability_picture, risk_coverage_picture
+from bcvit_jax.report_numbers import ACCURACIES, analysis, joined, tables
+from bcvit_jax.report_page import NOTICE, donor_statement, page
+from bcvit_jax.report_sections import Pictures
+
+THUMBNAIL = 128
+"""Pixels of the side of a mistake's picture."""
 
 
 def write_report(
-    workdir: str | Path, run: Mapping[str, Any], predictions: Sequence[Predictions]
+    workdir: str | Path,
+    run: Mapping[str, Any],
+    predictions: Sequence[Predictions],
+    dataset: Any = None,
 ) -> dict[str, Any]:
-    """Writes report.json, confusion_matrix.png and report.html into `workdir`.
+    """Writes report.html, report.json, their tables (CSV) and diagrams (PNG) into `workdir`.
 
     run: title, config, provenance, dataset (path, class_names, donor_separated, group_kind,
     counts {fold: images a class}, balanced {held-out fold: training images a class}) and
-    training, each optional; values are written down as they are. Returns the summary of
-    `summarise_run`. The page holds its picture and style itself and needs no other file.
+    training, each optional; values are written down as they are. dataset: the opened data set of
+    the run, for the pictures of its mistakes; without it, it is looked for where the run had it.
+    Returns the summary of `summarise_run`. The page needs no other file.
     """
     workdir = Path(workdir)
-    summary = summarise_run(predictions)
+    summary, found = summarise_run(predictions), analysis(predictions)
     run = to_json(run)
     content = {
         "notice": NOTICE,
@@ -52,14 +60,72 @@ def write_report(
         "donor_statement": donor_statement(run.get("dataset") or {}),
         **to_json(summary),
         "mistakes": mistakes(summary["pooled"]),
+        **to_json(found),
         "run": run,
     }
-    picture = confusion_picture(summary)
-    write_whole(workdir / "confusion_matrix.png", picture)
-    write_whole(workdir / "report.html", page(run, summary, picture).encode())
+    held = joined(predictions)
+    curve = risk_coverage(held.confidence, held.correct)
+    pictures = Pictures(
+        confusion_picture(summary),
+        reliability_picture(found["calibration"]),
+        risk_coverage_picture(curve, ACCURACIES),
+        _robustness(workdir),
+        *mistake_pictures(found["confident_mistakes"], run, dataset),
+    )
+    for name, picture in (
+        ("confusion_matrix", pictures.confusion),
+        ("reliability", pictures.reliability),
+        ("risk_coverage", pictures.risk_coverage),
+    ):
+        write_whole(workdir / f"{name}.png", picture)
+    for name, rows in tables(summary, found, predictions).items():
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        write_whole(workdir / name, lines.getvalue().encode())
+    write_whole(workdir / "report.html", page(run, summary, found, pictures).encode())
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(workdir / "report.json", f"{text}\n".encode())
     return summary
+
+
+def mistake_pictures(
+    rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any], dataset: Any = None
+) -> tuple[list[bytes], str]:
+    """A JPEG of each mistake as the network saw it, uncut; or none, and a sentence why."""
+    if not rows:
+        return [], ""
+    settings = (run.get("config") or {}).get("data") or {}
+    described = run.get("dataset") or {}
+    path = str(settings.get("path") or described.get("path") or "")
+    if dataset is None and not path:
+        return [], "The run does not name its data set, so there are no pictures."
+    try:
+        if dataset is None:
+            from bcvit_jax.dataset import open_dataset
+
+            dataset = open_dataset(path, cache=str(settings.get("cache") or ""))
+        if any(
+            row["index"] >= len(dataset.sources.get(row["fold"], ()))
+            or dataset.sources[row["fold"]][row["index"]] != row["source"]
+            for row in rows
+        ):
+            return [], f"The data set at {path} is not that of this run, so there are no pictures."
+        crop = float(settings.get("centre_crop") or 1)
+        squares = [dataset.square(row["fold"], row["index"], crop, THUMBNAIL) for row in rows]
+    except (UserError, OSError):
+        return [], f"The data set can't be read at {path}, so there are no pictures."
+    pictures = []
+    for square in squares:
+        file = io.BytesIO()
+        Image.fromarray(square).save(file, "JPEG", quality=85)
+        pictures.append(file.getvalue())
+    return pictures, ""
+
+
+def _robustness(workdir: Path) -> bytes | None:
+    """The diagram of other laboratories' conditions, where they were tried."""
+    paths = workdir / "robustness.png", workdir / "robustness.json"
+    return paths[0].read_bytes() if all(path.exists() for path in paths) else None
 
 
 def to_json(value: Any) -> Any:
@@ -76,47 +142,6 @@ def to_json(value: Any) -> Any:
         case _ if hasattr(value, "tolist"):  # arrays and scalars of NumPy and JAX
             return to_json(value.tolist())
     return str(value)
-
-
-def confusion_picture(summary: Mapping[str, Any]) -> bytes:
-    """The pooled confusion matrix as a PNG: counts, and the share of the true class as colour.
-
-    Colour follows the square root of the share, so that a mistake of a few percent shows.
-    """
-    pooled, folds = summary["pooled"], summary["folds"]
-    names = [row["name"] for row in pooled["classes"]]
-    confusion = np.array(pooled["confusion"])
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = max(4.2, 1.7 + 0.55 * len(names))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    # Names come from folders: a dollar sign in one is no formula.
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    long_names = max(map(len, names)) > 4
-    axes.set_xticks(range(len(names)), names, parse_math=False, **(slant if long_names else {}))
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    of = folds[0]["fold"] if len(folds) == 1 else f"{len(folds)} folds pooled"
-    images = "1 image" if pooled["n"] == 1 else f"{pooled['n']:,} images"
-    axes.set_title(f"Confusion matrix, {of}, {images}", parse_math=False, pad=10)
-    axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="#d8dee6", linewidth=0.6)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_color("#8a94a0")
-    size = 11 if confusion.max() < 1000 else 9
-    for i, j in zip(*np.nonzero(confusion), strict=True):
-        colour = "white" if share[i, j] > 0.35 else "#1b2733"
-        axes.text(j, i, f"{confusion[i, j]}", ha="center", va="center", color=colour, size=size)
-    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, label="share of the true class")
-    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=DPI, metadata={"Software": f"bcvit {__version__}"})
-    return written.getvalue()
 
 
 def load_run(workdir: str | Path) -> tuple[dict[str, Any], list[Predictions]]:

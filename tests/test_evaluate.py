@@ -236,6 +236,16 @@ def test_unreadable_predictions_are_named(tmp_path):
             load_predictions(path)
 
 
+def test_a_file_without_groups_takes_each_image_as_its_own(tmp_path):
+    found = make_predictions()
+    npz, _ = save_predictions(tmp_path / "predictions", found)
+    with np.load(npz) as arrays:
+        kept = {name: arrays[name] for name in arrays if name != "group"}
+    np.savez_compressed(npz, **kept)
+    back = load_predictions(tmp_path / "predictions")
+    np.testing.assert_array_equal(back.group, found.source)
+
+
 def test_mean_and_deviation_over_folds_and_all_pooled():
     folds = [make_predictions(f"fold{i}", 20 + 5 * i, seed=i) for i in range(3)]
     summary = summarise_run(folds)
@@ -286,9 +296,9 @@ def test_the_table_of_the_terminal():
         "BAS        1.000   1.000  1.000  2",
         "EBO        1.000   1.000  1.000  2",
         "",
-        "        top-1  top-5  macro-F1  balanced accuracy  n",
-        "────────────────────────────────────────────────────",
-        "fold0  1.0000      \N{EN DASH}    1.0000             1.0000  4",
+        "        top-1  top-5  macro-F1  balanced accuracy   kappa  n",
+        "────────────────────────────────────────────────────────────",
+        "fold0  1.0000      \N{EN DASH}    1.0000             1.0000  1.0000  4",
     ]
     rows = table(summarise_run([a, b])).splitlines()
     assert [row.split("  ")[0] for row in rows[-4:]] == ["fold0", "fold1", "mean ± sd", "pooled"]

@@ -11,12 +11,14 @@ from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     classification_report,
+    cohen_kappa_score,
     confusion_matrix,
+    multilabel_confusion_matrix,
     precision_recall_fscore_support,
     top_k_accuracy_score,
 )
 
-from bcvit_jax.metrics import Counts, add, count, mistakes, summarise
+from bcvit_jax.metrics import Counts, add, count, mistakes, rates, summarise
 
 jitted_count = jax.jit(count, static_argnums=3)
 
@@ -63,6 +65,27 @@ def test_equals_scikit_learn(n, c):
     assert summary["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
     assert summary["macro_f1"] == pytest.approx(macro_f1)
     assert summary["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert summary["cohen_kappa"] == pytest.approx(cohen_kappa_score(labels, predicted))
+    for row, ((right, wrong), _) in zip(
+        summary["classes"], multilabel_confusion_matrix(labels, predicted), strict=True
+    ):
+        assert row["specificity"] == pytest.approx(right / (right + wrong))
+
+
+def test_many_matrices_at_once_are_each_alone():
+    confusions = np.random.default_rng(0).integers(0, 4, (6, 5, 4, 4))
+    confusions[0, 0, 2] = 0  # a class without images
+    confusions[0, 1] = 0  # no image
+    together = rates(confusions)
+    for place in np.ndindex(6, 5):
+        for key, value in rates(confusions[place]).items():
+            np.testing.assert_array_equal(together[key][place], value)
+
+
+def test_a_single_class_has_neither_specificity_nor_kappa():
+    summary = summarise(Counts(np.array([[4, 0], [0, 0]]), 4), "AB")
+    assert (summary["top1"], summary["cohen_kappa"]) == (1.0, None)
+    assert [row["specificity"] for row in summary["classes"]] == [None, None]
 
 
 def test_padding_and_labels_out_of_range_are_not_counted():
