@@ -14,15 +14,13 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 
-from data_prep import boxes, detect
+from data_prep import detect
 from data_prep.boxes import read_boxes
-from data_prep.coco import coco_from_fields
 from data_prep.detect import SMALL, split_fields
 from data_prep.detector import detect as find_boxes
 from data_prep.detector import load_detector, read_picture
 from data_prep.errors import BuildError
 from data_prep.fields import FieldSet
-from data_prep.files import write_json
 from tests.smears import ROOT, TINY, edit_json, killed, ran, tiny_torch, write_smears
 
 BRIEF = ("--weights", "none", "--epochs", "3", "--batch-size", "2", "--size", "32")
@@ -132,41 +130,6 @@ def test_a_training_that_was_killed_gives_the_same_detector(smears, tmp_path):
     rows = [[json.loads(line) for line in log.splitlines()] for log in logs]
     assert [row["epoch"] for row in rows[0]] == [1, 2]
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
-
-
-def test_truth_as_predictions_is_perfect(smears, tmp_path, capsys):
-    more = ("--predictions", tmp_path / "boxes.json")
-    assert run(tmp_path, "evaluate", *more) == 0
-    assert "0 false; see" in capsys.readouterr().out
-    report = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert set(report["average_precision"]["all"].values()) == {1.0}
-    assert report["cells"]["missed"] == report["cells"]["false"] == 0 and report["worst"] == []
-    assert not (tmp_path / "out/worst.png").exists()
-
-
-@pytest.mark.parametrize("source", ["bccd", "pbc_boxes"])
-def test_truth_as_predictions_is_perfect_on_real_boxes(shared_data, source, tmp_path):
-    images = shared_data / source / ("JPEGImages" if source == "bccd" else "images")
-    truth = shared_data / source / ("Annotations" if source == "bccd" else "instances.json")
-    as_coco = tmp_path / "boxes.json"
-    assert boxes.main(["--from", str(truth), "--to", "coco", "--out", str(as_coco)]) == 0
-    arguments = ["evaluate", "--images", images, "--boxes", truth, "--predictions", as_coco]
-    assert detect.main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert len(report["average_precision"]) == 4
-    for figures in report["average_precision"].values():
-        assert figures["AP"] == pytest.approx(1.0, abs=1e-12)
-
-
-def test_labels_that_are_not_judged_are_not_false(smears, tmp_path):
-    content = coco_from_fields(smears)
-    content["categories"].append({"id": 9, "name": "RBC"})
-    rows = content["annotations"]
-    content["annotations"] = [*rows, {**rows[0], "id": 99, "category_id": 9}]
-    write_json(tmp_path / "found.json", content)
-    assert run(tmp_path, "evaluate", "--predictions", tmp_path / "found.json") == 0
-    report = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert report["cells"]["false"] == 0
 
 
 def changed_boxes(folder: Path, **row) -> Path:
