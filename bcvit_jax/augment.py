@@ -1,13 +1,15 @@
 """Changes to one cell image or one batch that keep the label: flips, turns, crops, colours, mixing.
 
-Pixels stay uint8 from end to end. The inner loops are Pillow's (C, without Python's lock), so one
-128-pixel image costs about half a millisecond on one core with everything switched on.
+Pixels stay uint8 from end to end, and the inner loops are C's (Pillow, NumPy).
 """
 
 import math
 
 import numpy as np
 from PIL import Image
+
+from bcvit_jax.appearance import OFF, AugmentConfig, change_look, change_quality, view
+from bcvit_jax.shifts import background, window
 
 _TRANSPOSE = (
     None,
@@ -35,12 +37,13 @@ def dihedral(image: np.ndarray, transform: int) -> np.ndarray:
     return np.rot90(image[:, ::-1] if transform >= 4 else image, transform % 4)
 
 
-def centre_square(image: Image.Image, fraction: float, side: int) -> np.ndarray:
+def centre_square(image: Image.Image, fraction: float, side: int, margin: int = 0) -> np.ndarray:
     """The middle of `image` as a square, uint8 [side, side, 3]; bicubic, antialiased.
 
     `fraction` < 1 keeps the centred square of that fraction of the shorter side. Reading: at 1 the
     whole picture is resized to the square, as the paper does, so a picture that is not square
-    changes its aspect.
+    changes its aspect. With a `margin` the square is side + 2 · margin: the same middle, bit for
+    bit, and as many pixels of its surroundings, mirrored where the picture ends.
     """
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -50,7 +53,16 @@ def centre_square(image: Image.Image, fraction: float, side: int) -> np.ndarray:
         edge = max(1.0, fraction * min(width, height))
         left, top = (width - edge) / 2, (height - edge) / 2
         box = (left, top, left + edge, top + edge)
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    middle = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    if not margin:
+        return middle
+    left, top, right, bottom = box
+    across, down = margin / side * (right - left), margin / side * (bottom - top)
+    wide_box = (left - across, top - down, right + across, bottom + down)
+    whole = side + 2 * margin
+    square = window(np.asarray(image), wide_box, (whole, whole)).copy()
+    square[margin:-margin, margin:-margin] = middle  # resized by itself it rounds alike
+    return square
 
 
 def resize(square: np.ndarray, size: int) -> np.ndarray:
@@ -133,6 +145,7 @@ def augment(
     transform: int,
     rng: np.random.Generator,
     *,
+    margin: int = 0,
     flips_turns: bool = False,
     crop_area: tuple[float, float] = (1.0, 1.0),
     crop_ratio: tuple[float, float] = (1.0, 1.0),
@@ -140,28 +153,39 @@ def augment(
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
+    look: AugmentConfig = OFF,
 ) -> np.ndarray:
     """One training image: uint8 [s, s, 3] → uint8 [size, size, 3].
 
-    Random resized crop, then the planned flip or turn (`transform`, 0 … 7) or with `flips_turns`
-    one drawn anew, then colour jitter. With everything off it equals `resize(square, size)`.
+    Zoom and shift, then a random resized crop of what they show, in one resize; the planned flip or
+    turn (`transform`, 0 … 7) or with `flips_turns` one drawn anew; the look of another laboratory;
+    colour jitter; blur, noise, JPEG. With everything off it equals `resize` of the square without
+    its `margin`.
     """
-    side = square.shape[0]
+    side = square.shape[0] - 2 * margin
     image = Image.fromarray(square)
-    box = (0.0, 0.0, 1.0, 1.0)
+    bright = background(square) if look.recolours else np.zeros(3)
+    left, top, right, bottom = view(side, margin, look, rng)
     if crop_area != (1.0, 1.0) or crop_ratio != (1.0, 1.0):
-        box = crop_box(rng, crop_area, crop_ratio)
-    if side != size or box != (0.0, 0.0, 1.0, 1.0):
-        edges = tuple(side * edge for edge in box)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=edges)
+        crop = crop_box(rng, crop_area, crop_ratio)
+        width, height = right - left, bottom - top
+        right, bottom = left + crop[2] * width, top + crop[3] * height
+        left, top = left + crop[0] * width, top + crop[1] * height
+    if (side, left, top, right, bottom) != (size, 0, 0, side, side):
+        box = (left, top, right, bottom)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if flips_turns:  # a planned one before it would leave the draw uniform over the eight
         transform = int(rng.integers(8))
     turn = _TRANSPOSE[transform]
     if turn is not None:
         image = image.transpose(turn)
+    if look.recolours:
+        image = change_look(image, bright, look, rng)
     if brightness or contrast or saturation or hue:
         matrix = jitter_matrix(rng, image, brightness, contrast, saturation, hue)
         image = recolour(image, matrix)
+    if look.degrades:
+        image = change_quality(image, look, rng)
     return np.asarray(image)
 
 

@@ -1,6 +1,8 @@
 """Decoded squares in one memory-mapped .npy file, shared by folds, runs and processes."""
 
 import contextlib
+import hashlib
+import itertools
 import os
 import tempfile
 import time
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from bcvit_jax.errors import UserError
 
+_DECODING = 1  # raise it when a square's pixels change, so that older caches are left alone
 _ABANDONED_AFTER = 3600.0  # seconds without a write; a build under way writes all the time
 
 
@@ -37,6 +40,52 @@ class SquareFile:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_array": None}
+
+
+class Squares:
+    """The centred squares of a data set: `get(fold, index)` → uint8 [s, s, 3], s = side + 2·margin.
+
+    Crops and evaluation both start from these squares, cached or not, so that training and
+    evaluation see the same pixels and a cache changes nothing but the time. `margin` pixels of
+    surroundings are for views wider than evaluation's, which is the `middle`.
+    """
+
+    def __init__(self, dataset: Any, cache: str, centre_crop: float, side: int, margin: int = 0):
+        self.dataset = dataset
+        self.centre_crop, self.side, self.margin = centre_crop, side, margin
+        sizes = [len(dataset.labels[fold]) for fold in dataset.folds]
+        self.first = dict(zip(dataset.folds, itertools.accumulate([0, *sizes]), strict=False))
+        self.file: SquareFile | None = None
+        if cache:
+            rows = [
+                (fold, i) for fold, n in zip(dataset.folds, sizes, strict=True) for i in range(n)
+            ]
+            key = f"{dataset.file_key} {centre_crop!r} {_DECODING}"
+            key = hashlib.sha256(key.encode()).hexdigest()[:16]
+            around = f"+{margin}" if margin else ""
+            name = f"cells-{key}-crop{centre_crop:g}-{side}px{around}.npy"
+            self.file = open_square_file(
+                Path(cache) / name,
+                len(rows),
+                side + 2 * margin,
+                lambda row: self._make(*rows[row], margin),
+                os.cpu_count() or 1,
+            )
+
+    def get(self, fold: str, index: int) -> np.ndarray:
+        if self.file is not None:
+            return self.file[self.first[fold] + index]
+        return self._make(fold, index, self.margin)
+
+    def middle(self, fold: str, index: int) -> np.ndarray:
+        """The square without its margin, uint8 [side, side, 3]."""
+        if self.file is None:
+            return self._make(fold, index, 0)
+        inner = slice(self.margin, self.margin + self.side)
+        return self.file[self.first[fold] + index][inner, inner]
+
+    def _make(self, fold: str, index: int, margin: int) -> np.ndarray:
+        return self.dataset.square(fold, index, self.centre_crop, self.side, margin)
 
 
 def open_square_file(

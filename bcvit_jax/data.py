@@ -4,23 +4,21 @@
 """
 
 import dataclasses
-import hashlib
-import itertools
 import json
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from bcvit_jax.appearance import OFF, AugmentConfig, margin
 from bcvit_jax.augment import augment, dihedral, mix_batch, resize
-from bcvit_jax.cache import SquareFile, open_square_file
+from bcvit_jax.cache import Squares
 from bcvit_jax.dataset import CellDataset, check_folds, open_dataset
 from bcvit_jax.errors import UserError
 
@@ -38,7 +36,6 @@ __all__ = [
 
 # Config fields that are arguments of `augment`
 _CHANGES = ("flips_turns", "crop_area", "crop_ratio", "brightness", "contrast", "saturation", "hue")
-_DECODING = 1  # raise it when a square's pixels change, so that older caches are left alone
 _NOT_PIXELS = ("path", "cache", "workers", "threads")  # config fields that change no batch
 
 
@@ -67,6 +64,7 @@ class DataConfig:
     cache_size: int = 0  # side in pixels of the squares that crops are taken from; 0 = image size
     workers: int = 0  # Grain worker processes; 0 = threads only
     threads: int = 4
+    augment: AugmentConfig = OFF  # training pictures as other laboratories make them
 
     def __post_init__(self):
         for name in ("crop_area", "crop_ratio"):
@@ -118,49 +116,17 @@ def balance_plan(labels: np.ndarray, target: int, seed: int) -> tuple[np.ndarray
     return np.concatenate(indices).astype(np.int64), np.concatenate(transforms)
 
 
-class _Squares:
-    """The centred squares of a data set: `get(fold, index)` → uint8 [side, side, 3].
-
-    Crops and evaluation both start from these squares, cached or not, so that training and
-    evaluation see the same pixels and a cache changes nothing but the time.
-    """
-
-    def __init__(self, dataset: CellDataset, config: DataConfig, image_size: int):
-        self.dataset = dataset
-        self.centre_crop = config.centre_crop
-        self.side = config.cache_size or image_size
-        sizes = [len(dataset.labels[fold]) for fold in dataset.folds]
-        self.first = dict(zip(dataset.folds, itertools.accumulate([0, *sizes]), strict=False))
-        self.file: SquareFile | None = None
-        if config.cache:
-            rows = [
-                (fold, i) for fold, n in zip(dataset.folds, sizes, strict=True) for i in range(n)
-            ]
-            key = f"{dataset.file_key} {self.centre_crop!r} {_DECODING}"
-            key = hashlib.sha256(key.encode()).hexdigest()[:16]
-            name = f"cells-{key}-crop{self.centre_crop:g}-{self.side}px.npy"
-            self.file = open_square_file(
-                Path(config.cache) / name,
-                len(rows),
-                self.side,
-                lambda row: self._make(*rows[row]),
-                os.cpu_count() or 1,
-            )
-
-    def get(self, fold: str, index: int) -> np.ndarray:
-        if self.file is not None:
-            return self.file[self.first[fold] + index]
-        return self._make(fold, index)
-
-    def _make(self, fold: str, index: int) -> np.ndarray:
-        return self.dataset.square(fold, index, self.centre_crop, self.side)
+def _squares(dataset: CellDataset, config: DataConfig, image_size: int) -> Squares:
+    side = config.cache_size or image_size
+    crop, around = config.centre_crop, margin(side, config.augment)
+    return Squares(dataset, config.cache, crop, side, around)
 
 
 @dataclasses.dataclass(frozen=True)
 class _MakeExample:
     """Row of the plan → augmented example; a class so that worker processes can unpickle it."""
 
-    squares: _Squares
+    squares: Squares
     fold: np.ndarray  # str [m]
     index: np.ndarray  # int64 [m]
     transform: np.ndarray  # int8 [m]
@@ -317,9 +283,11 @@ def train_batches(
     if config.balance:
         index, transform = balance_plan(labels, config.balance_target, seeds[0])
 
+    squares = _squares(dataset, config, image_size)
     changes = {name: getattr(config, name) for name in _CHANGES}
+    changes |= {"margin": squares.margin, "look": config.augment}
     make_example = _MakeExample(
-        _Squares(dataset, config, image_size),
+        squares,
         fold_of[index],
         index_in_fold[index],
         transform,
@@ -342,6 +310,9 @@ def train_batches(
         "seed": seed,
     }
     settings = dataclasses.asdict(config)
+    del settings["augment"]
+    # What is off is left out, so that streams go on which were saved before it existed.
+    settings |= {f"augment.{name}": value for name, value in config.augment.changes.items()}
     identity |= {f"data.{name}": settings[name] for name in settings if name not in _NOT_PIXELS}
     classes = len(dataset.class_names)
     return TrainStream(
@@ -363,14 +334,14 @@ def evaluation_batches(
     batch is filled up with black images of label 0, index -1 and mask False.
     """
     (name,) = check_folds(dataset, [fold])
-    squares = _Squares(dataset, config, image_size)
+    squares = _squares(dataset, config, image_size)
     count = len(dataset.labels[name])
 
     def read(start: int) -> dict[str, np.ndarray]:
         n = min(batch_size, count - start)
         images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
         for i in range(n):
-            images[i] = resize(squares.get(name, start + i), image_size)
+            images[i] = resize(squares.middle(name, start + i), image_size)
         index = np.full(batch_size, -1, np.int64)
         index[:n] = np.arange(start, start + n)
         label = np.zeros(batch_size, np.int32)

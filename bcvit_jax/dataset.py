@@ -58,9 +58,11 @@ class CellDataset:
         """The decoded picture, uint8 [h, w, 3]."""
         return np.asarray(self._decode(fold, index))
 
-    def square(self, fold: str, index: int, centre_crop: float, side: int) -> np.ndarray:
+    def square(
+        self, fold: str, index: int, centre_crop: float, side: int, margin: int = 0
+    ) -> np.ndarray:
         """The middle of the picture as uint8 [side, side, 3], see `augment.centre_square`."""
-        return centre_square(self._decode(fold, index), centre_crop, side)
+        return centre_square(self._decode(fold, index), centre_crop, side, margin)
 
     def _decode(self, fold: str, index: int) -> Image.Image:
         try:

@@ -36,7 +36,7 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
     from bcvit_jax.weights import to_flat
 
     config = _run_config(workdir)
-    report, provenance = _json(workdir / "report.json"), _json(workdir / "provenance.json")
+    report, provenance = read_json(workdir / "report.json"), read_json(workdir / "provenance.json")
     found = [f for f in report["folds"] if fold in ("all", "", f["fold"])]
     names = [f["fold"] for f in report["folds"]]
     if not found:
@@ -84,11 +84,12 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
 def _run_config(workdir: Path):
     from bcvit_jax.config import from_dict
 
-    values = _json(workdir / "config.json")
+    values = read_json(workdir / "config.json")
     return from_dict(values)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a finished run; UserError where it is missing or damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

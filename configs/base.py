@@ -92,6 +92,15 @@ def get_config(variant: str = "") -> Any:
     config.data.cache_size = 0
     config.data.workers = 0
     config.data.threads = 4
+    # What other laboratories do otherwise; bcvit_jax.appearance.AugmentConfig tells them. All off.
+    config.data.augment = ConfigDict()
+    for name in ("stain_hue", "channel_mix", "background", "white_balance", "grey"):
+        config.data.augment[name] = 0.0
+    for name in ("blur", "sharpen", "noise", "shift"):
+        config.data.augment[name] = 0.0
+    for name in ("stain_strength", "stain_ratio", "gamma", "zoom"):
+        config.data.augment[name] = (1.0, 1.0)
+    config.data.augment.jpeg = 0
 
     if variant == "literal":
         config.title += " (the paper to the letter)"

@@ -6,7 +6,7 @@ import resource
 import numpy as np
 import pytest
 
-from bcvit_jax.cache import open_square_file
+from bcvit_jax.cache import Squares, open_square_file
 from bcvit_jax.errors import UserError
 
 
@@ -74,3 +74,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_middle_of_the_squares_is_the_same_with_a_margin_and_a_cache(cells, tmp_path, cached):
+    cache = str(tmp_path) if cached else ""
+    plain = Squares(cells, "", 0.8, 20)
+    wide = Squares(cells, cache, 0.8, 20, margin=6)
+    for fold, index in (("fold0", 0), ("fold4", 11)):
+        expected = cells.square(fold, index, 0.8, 20)
+        np.testing.assert_array_equal(plain.get(fold, index), expected)
+        np.testing.assert_array_equal(wide.middle(fold, index), expected)
+        assert wide.get(fold, index).shape == (32, 32, 3)
+        np.testing.assert_array_equal(wide.get(fold, index)[6:26, 6:26], expected)

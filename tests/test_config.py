@@ -56,6 +56,10 @@ def test_whole_numbers_serve_as_numbers():
         ({"checkpoint_epochs": 0.0}, "config.checkpoint_epochs is 0.0; it must be above 0"),
         ({"data": 3}, "config.data is 3; it must be a group of fields"),
         ({"data__hue": 0.7}, "config.data.hue is 0.7; it must lie in [0, 0.5]"),
+        ({"data__augment": {"jpeg": 99}}, "config.data.augment.jpeg is 99; it must lie in [0, 95]"),
+        ({"data__augment": {"zoom": (1.4, 0.7)}}, "augment.zoom is (1.4, 0.7); it must be two num"),
+        ({"data__augment": {"noise": "much"}}, "config.data.augment.noise is 'much'; it must be a"),
+        ({"data__augment": {"zom": 1}}, "no field config.data.augment.zom; did you mean zoom?"),
         ({"optimiser": 1}, "no field config.optimiser; did you mean optimizer?"),
         ({"data__pth": "x"}, "no field config.data.pth; did you mean path?"),
         ({"optimizer__name": "adam"}, "config.optimizer.name is 'adam'; it must be sgd, "),
@@ -93,8 +97,10 @@ def test_differences_name_what_decides_the_result():
 
 def test_a_field_that_came_later_has_its_default():
     old = to_dict(from_dict(values()))
-    del old["loss"]["label_smoothing"], old["train_folds"]
+    del old["loss"]["label_smoothing"], old["train_folds"], old["data"]["augment"]
     assert differences(old, from_dict(values())) == []
+    other = from_dict(values(data__augment={"zoom": (0.7, 1.4)}))
+    assert differences(old, other) == ["data.augment.zoom is [1.0, 1.0] there and [0.7, 1.4] here"]
 
 
 def test_run_config_is_frozen():

@@ -12,7 +12,9 @@ import jax
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from bcvit_jax.appearance import OFF
 from bcvit_jax.config import RunConfig, from_dict, to_dict
+from bcvit_jax.models import BCViTConfig
 from bcvit_jax.program import abstract_batch, make_mesh, make_program, network_config
 from configs import base
 
@@ -35,11 +37,12 @@ def variants(name: str) -> list[str]:
         return [""]
     with pytest.raises(ValueError, match="it knows") as caught:
         function("no such variant")
-    known = str(caught.value).partition("it knows ")[2]
+    known = str(caught.value).partition("it knows ")[2].partition(";")[0]
     return ["", *re.findall(r"\w+", known.replace(" and ", " ").replace(" or ", " "))]
 
 
 ALL = [(name, variant) for name in NAMES for variant in variants(name)]
+ALL += [("pbc10", "short,robust")]
 
 
 def run_config(name: str, variant: str = "", **model) -> RunConfig:
@@ -50,7 +53,8 @@ def run_config(name: str, variant: str = "", **model) -> RunConfig:
 
 
 def test_all_are_found():
-    assert {("base", ""), ("base", "literal"), ("pbc10", ""), ("pbc10", "short")} <= set(ALL)
+    some = {("base", ""), ("base", "literal"), ("pbc10", ""), ("pbc10", "robust")}
+    assert some <= set(ALL)
 
 
 @pytest.mark.parametrize(("name", "variant"), ALL, ids=[":".join(both).strip(":") for both in ALL])
@@ -119,6 +123,7 @@ def test_in_bfloat16_every_block_calls_cudnns_fused_attention(on_gpu, monkeypatc
 def test_base_is_the_papers_protocol():
     config = run_config("base")
     model = network_config(config, CLASSES)
+    assert isinstance(model, BCViTConfig)
     sizes = (model.image_size, model.patch_size, model.stride, model.width, model.depth)
     assert sizes == (224, 16, 12, 768, 12)
     assert (model.heads, model.mlp_width, model.activation) == (12, 3072, "relu")
@@ -139,6 +144,24 @@ def test_base_is_the_papers_protocol():
     assert (data.crop_area, data.centre_crop) == ((1.0, 1.0), 1.0)
     assert not any((data.brightness, data.contrast, data.saturation, data.hue))
     assert not any((data.mixup, data.cutmix))
+    assert data.augment == OFF
+
+
+def test_pbc10_robust_changes_the_pictures_and_nothing_else():
+    plain, robust = (to_dict(run_config("pbc10", variant)) for variant in ("", "robust"))
+    for part in plain.keys() - {"data", "title"}:
+        assert plain[part] == robust[part]
+    assert run_config("pbc10").data.augment == OFF
+    assert len(run_config("pbc10", "robust").data.augment.changes) >= 10
+    short, both = run_config("pbc10", "short"), run_config("pbc10", "short,robust")
+    assert (short.epochs, both.epochs) == (3, 3)
+    assert both.data == run_config("pbc10", "robust").data
+
+
+@pytest.mark.parametrize("variant", ["shrt", "short,robst"])
+def test_an_unknown_variant_of_pbc10_is_named(variant):
+    with pytest.raises(ValueError, match=rf"'{variant.split(',')[-1]}'; it knows short, robust"):
+        get_config("pbc10", variant)
 
 
 def test_literal_takes_every_literal_reading_and_nothing_else():

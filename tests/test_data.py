@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bcvit_jax.appearance import AugmentConfig
 from bcvit_jax.data import (
     DataConfig,
     balance_plan,
@@ -33,6 +34,7 @@ LIVELY = {
     "hue": 0.05,
     "mixup": 0.4,
     "cutmix": 1.0,
+    "augment": AugmentConfig(stain_hue=0.05, noise=5.0, jpeg=40, zoom=(0.6, 1.5), shift=0.1),
 }
 
 
@@ -230,6 +232,7 @@ def test_the_batches_depend_on_seed_and_place_not_on_threads_or_cache(stream, tm
         ({"batch_size": 4}, "batch_size 8 → 4"),
         ({"folds": (0, 1)}, "folds .*fold4.* → .*fold0"),
         ({"hue": 0.1}, r"data\.hue 0\.05 → 0\.1"),
+        ({"augment": AugmentConfig(noise=5.0)}, r"data\.augment\.zoom \[0\.6, 1\.5\] → None"),
         ({"balance": False, "mixup": 0.0}, r"data\.balance True → False; data\.mixup 0\.4 → 0\.0"),
     ],
 )
@@ -237,6 +240,16 @@ def test_the_state_of_another_stream_is_refused_and_the_difference_named(stream,
     state = stream(**LIVELY).get_state()
     with pytest.raises(UserError, match=words):
         stream(**(LIVELY | change)).set_state(state)
+
+
+def test_a_stream_saved_before_a_change_existed_goes_on_with_it_off(stream):
+    plain = stream()
+    take(plain, 2)
+    state = plain.get_state()
+    assert not [name for name in state["made_of"] if "augment" in name]
+    again = stream(augment=AugmentConfig())
+    again.set_state(state)
+    assert_same(take(again, 2), take(plain, 2))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -280,6 +293,21 @@ def test_evaluation_sees_the_same_pixels_with_and_without_a_cache(cells, tmp_pat
     cached = dataclasses.replace(config, cache=str(tmp_path))
     expected = list(evaluation_batches(cells, 2, config, SIZE, 8))
     assert_same(list(evaluation_batches(cells, 2, cached, SIZE, 8)), expected)
+    wide = dataclasses.replace(cached, augment=AugmentConfig(zoom=(0.5, 1.0)))
+    assert_same(list(evaluation_batches(cells, 2, wide, SIZE, 8)), expected)
+    assert len(list(tmp_path.glob("*.npy"))) == 2  # one of them with the surroundings
+
+
+def test_a_zoomed_out_training_image_shows_more_of_the_picture(cells, stream):
+    train = stream(
+        batch_size=24, balance=False, centre_crop=0.4, augment=AugmentConfig(zoom=(0.5, 0.5))
+    )
+    config = DataConfig(path="tiny", centre_crop=0.8)
+    whole = np.concatenate(
+        [b["image"] for f in range(1, 5) for b in evaluation_batches(cells, f, config, SIZE, 12)]
+    ).astype(int)
+    for image in next(train)["image"][:6]:
+        assert np.abs(whole - image).mean(axis=(1, 2, 3)).min() < 8  # bilinear against bicubic
 
 
 # The cache of decoded images

@@ -1,0 +1,131 @@
+"""What `robustness` counted, as figures, a table, a CSV file and a picture."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bcvit_jax.shifts import SHIFTS
+
+CLEAN = "clean"
+
+
+def figures(correct: Sequence[int], images: Sequence[int]) -> dict[str, float]:
+    """Top-1 and balanced accuracy from the numbers of images recognised and asked, a class."""
+    right, asked = np.asarray(correct), np.asarray(images)
+    there = asked > 0
+    return {
+        "top1": float(right.sum() / asked.sum()),
+        "balanced_accuracy": float((right[there] / asked[there]).mean()),
+    }
+
+
+def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Curves over all folds pooled, and the worst case at the stated strengths."""
+    images = np.sum([fold["images"] for fold in raw.values()], axis=0)
+    clean = figures(np.sum([fold["correct"][CLEAN][0] for fold in raw.values()], axis=0), images)
+    curves = {}
+    for name, shift in SHIFTS.items():
+        pooled = np.sum([fold["correct"][name] for fold in raw.values()], axis=0)
+        points = [{"strength": shift.none, "stated": False, **clean}]
+        for strength, right in zip(shift.grid, pooled, strict=True):
+            stated = strength in shift.stated
+            points.append({"strength": strength, "stated": stated, **figures(right, images)})
+        points.sort(key=lambda point: point["strength"])
+        curves[name] = {"axis": shift.axis, "none": shift.none, "points": points}
+    stated = [
+        {"shift": name, **point}
+        for name, curve in curves.items()
+        for point in curve["points"]
+        if point["stated"]
+    ]
+    worst = min(stated, key=lambda point: point["balanced_accuracy"])
+    mean = float(np.mean([point["balanced_accuracy"] for point in stated]))
+    return {
+        "images": int(images.sum()),
+        CLEAN: clean,
+        "worst": {key: worst[key] for key in ("shift", "strength", "top1", "balanced_accuracy")},
+        "mean_at_stated": mean,
+        "shifts": curves,
+    }
+
+
+def rows_of(content: Mapping[str, Any]) -> str:
+    """robustness.csv: a row a shift and strength."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["shift", "axis", "strength", "stated", "images", "top1", "balanced_accuracy"])
+    for name, curve in content["shifts"].items():
+        for point in curve["points"]:
+            figures = (f"{point[key]:.6f}" for key in ("top1", "balanced_accuracy"))
+            stated = int(point["stated"])
+            writer.writerow(
+                [name, curve["axis"], point["strength"], stated, content["images"], *figures]
+            )
+    return text.getvalue()
+
+
+def told(content: Mapping[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    from bcvit_jax.evaluate import aligned
+
+    rows = [["shift", "stated strengths", "balanced accuracy", "top-1"]]
+    clean, worst = content[CLEAN], content["worst"]
+    rows.append([CLEAN, "", f"{clean['balanced_accuracy']:.3f}", f"{clean['top1']:.3f}"])
+    for name, curve in content["shifts"].items():
+        stated = [point for point in curve["points"] if point["stated"]]
+        rows.append(
+            [name, ", ".join(f"{point['strength']:g}" for point in stated)]
+            + [", ".join(f"{p[k]:.3f}" for p in stated) for k in ("balanced_accuracy", "top1")]
+        )
+    return "\n".join(
+        [
+            *aligned(rows),
+            f"\nworst at a stated strength: {worst['shift']} {worst['strength']:g}, balanced "
+            f"accuracy {worst['balanced_accuracy']:.3f}; mean over them "
+            f"{content['mean_at_stated']:.3f}; {content['images']:,} images",
+        ]
+    )
+
+
+def picture(content: Mapping[str, Any]) -> bytes:
+    """Small multiples as a PNG: a panel a shift, balanced accuracy over the strength."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves, columns = content["shifts"], 5
+    lines = -(-len(curves) // columns)
+    figure = Figure(figsize=(2.7 * columns, 2.4 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    clean = content[CLEAN]["balanced_accuracy"]
+    images = np.sum([fold["images"] for fold in content["folds"].values()], axis=0)
+    chance = 1 / np.count_nonzero(images)
+    for axes, (name, curve) in zip(panels, curves.items(), strict=False):
+        places = [point["strength"] for point in curve["points"]]
+        found = [point["balanced_accuracy"] for point in curve["points"]]
+        axes.axhline(clean, color="#8a94a0", linewidth=1, linestyle="--", label="clean")
+        axes.axhline(chance, color="#b3261e", linewidth=1, linestyle=":", label="chance")
+        axes.plot(places, found, color="#1f5fa8", marker="o", markersize=3, label="shifted")
+        stated = [(p["strength"], p["balanced_accuracy"]) for p in curve["points"] if p["stated"]]
+        axes.plot(*zip(*stated, strict=True), "o", color="#1f5fa8", mfc="white", label="stated")
+        if curve["none"] == 1.0:  # factors
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(places, [f"{place:g}" for place in places], size=7)
+            axes.minorticks_off()
+        axes.set_title(name.replace("_", " "), size=10)
+        axes.set_xlabel(curve["axis"], size=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(color="#e6eaef", linewidth=0.6)
+        axes.set_ylim(0, 1)
+    for axes in panels[len(curves) :]:
+        axes.axis("off")
+    for axes in panels[::columns]:
+        axes.set_ylabel("balanced accuracy", size=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=130)
+    return written.getvalue()

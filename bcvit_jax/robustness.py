@@ -1,0 +1,250 @@
+"""How a run's networks do on other laboratories' pictures: `python -m bcvit_jax.robustness`.
+
+Each held-out picture is changed as shifts.py can, before the preprocessing of the network whose
+training never saw it, at strengths up to and beyond those of any training.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcvit_jax.curves import CLEAN, figures, picture, rows_of, summarise, told
+from bcvit_jax.errors import RunError, UserError, fail
+from bcvit_jax.shifts import SHIFTS, Shift
+
+NAME = "robustness"
+METHOD = 1  # raise it when a shift changes pixels otherwise, so that earlier figures are not kept
+
+_HELP = """\
+Measure how much accuracy a trained run keeps under changes of stain, background, white balance,
+brightness, focus, JPEG, magnification and cell position, each at several strengths.
+
+Every network is asked about the images of the fold that it was not trained on. robustness.json,
+.csv and .png are written into RUN; a measurement that was interrupted goes on with the next shift.
+"""
+
+
+class Subject:
+    """A trained network and the held-out images that it is asked about.
+
+    `predict_step(variables, images)` is a program's, `preprocessing` an `exported.Preprocessing`.
+    """
+
+    def __init__(
+        self, predict_step, variables, preprocessing, dataset, fold: str, rows, batch: int
+    ):
+        self.predict_step, self.variables = predict_step, variables
+        self.preprocessing = preprocessing
+        self.dataset, self.fold, self.rows, self.batch_size = dataset, fold, rows, batch
+        self.labels = dataset.labels[fold][rows]
+
+    def views(self, row: int, shift: Shift | None) -> list[np.ndarray]:
+        """The network's inputs of one image: itself, or as shifted at each strength of the grid."""
+        image = self.dataset.image(self.fold, int(row))
+        if shift is None:
+            return [self.preprocessing(image)]
+        side = self.preprocessing.centre_crop * min(image.shape[:2])
+        turn = np.random.default_rng([int(row)]).random()  # one direction an image, always the same
+        return [self.preprocessing(shift(image, s, side, turn)) for s in shift.grid]
+
+    def correct(self, name: str, threads: int) -> list[list[int]]:
+        """Images recognised under a shift: at each strength one number a class."""
+        from bcvit_jax.journal import progress
+
+        shift, classes = SHIFTS.get(name), len(self.dataset.class_names)
+        right = np.zeros((len(shift.grid) if shift else 1, classes), int)
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            progress(f"{self.fold} {name}", len(self.rows), "img") as bar,
+        ):
+            for place, batch in self._batches(pool, shift):
+                labels = self.labels[place : place + len(batch)]
+                logits = [self._logits(images) for images in zip(*batch, strict=True)]
+                for strength, scores in enumerate(logits):
+                    hit = np.asarray(scores)[: len(labels)].argmax(axis=1) == labels
+                    right[strength] += np.bincount(labels[hit], minlength=classes)
+                bar.update(len(batch))
+        return right.tolist()
+
+    def _logits(self, images: Sequence[np.ndarray]):
+        filled = np.zeros((self.batch_size, *images[0].shape), np.uint8)
+        filled[: len(images)] = images
+        return self.predict_step(self.variables, filled)[0]
+
+    def _batches(
+        self, pool: ThreadPoolExecutor, shift: Shift | None
+    ) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
+        """(place, inputs of a batch of images); the next batch is made while this one is used."""
+        ahead: list[Future] = []
+        for place in range(0, len(self.rows), self.batch_size):
+            chosen = self.rows[place : place + self.batch_size]
+            following = [pool.submit(self.views, row, shift) for row in chosen]
+            if ahead:
+                yield place - self.batch_size, [future.result() for future in ahead]
+            ahead = following
+        last = (len(self.rows) - 1) // self.batch_size * self.batch_size
+        yield last, [future.result() for future in ahead]
+
+
+def choose(labels: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` places (0: all), as many of each class as can be, the same every time."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    rank = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        rank[own] = np.arange(len(own))
+    return np.sort(np.lexsort((labels, rank))[: limit or None])
+
+
+def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str, Any]:
+    """Measure every shift on every finished fold of a run; returns what robustness.json holds.
+
+    Errors: UserError where `workdir` is no finished run, or its data set is not there any more.
+    """
+    from bcvit_jax.evaluate import write_whole
+    from bcvit_jax.export import read_json
+
+    config, dataset = _open(workdir, data)
+    names = [entry["fold"] for entry in read_json(workdir / "report.json")["folds"]]
+    grid = {name: list(shift.grid) for name, shift in SHIFTS.items()}
+    made_of = {"dataset": dataset.fingerprint, "limit": limit, "method": METHOD, "grid": grid}
+    file = workdir / f"{NAME}.json"
+    earlier = _earlier(file, made_of)
+    raw = {fold: earlier.get(fold, {}) for fold in names}
+    for fold in names:
+        step, predict_step, variables, way = _restored(workdir, config, dataset, fold)
+        rows = choose(dataset.labels[fold], limit)
+        if raw[fold].get("step") != step:
+            images = np.bincount(dataset.labels[fold][rows], minlength=len(dataset.class_names))
+            raw[fold] = {"step": step, "images": images.tolist(), "correct": {}}
+        correct = raw[fold]["correct"]
+        missing = [name for name in (CLEAN, *SHIFTS) if name not in correct]
+        if not missing:
+            continue
+        batch = config.eval_batch_size
+        subject = Subject(predict_step, variables, way, dataset, fold, rows, batch)
+        for name in missing:
+            correct[name] = subject.correct(name, threads)
+            write_whole(file, _text({"made_of": made_of, "finished": False, "folds": raw}))
+            say(_line(fold, name, correct[name], raw[fold]["images"]))
+    content = {
+        "title": config.title,
+        "made_of": made_of,
+        "finished": True,
+        **summarise(raw),
+        "augment": config.data.augment.changes,
+        "class_names": dataset.class_names,
+        "donor_separated": dataset.donor_separated,
+        "folds": raw,
+    }
+    write_whole(file, _text(content))
+    write_whole(workdir / f"{NAME}.csv", rows_of(content).encode())
+    write_whole(workdir / f"{NAME}.png", picture(content))
+    return content
+
+
+def _open(workdir: Path, data: str):
+    """The run's settings and its data set, at `data` where that is not empty."""
+    from bcvit_jax.config import from_dict
+    from bcvit_jax.data import open_dataset
+    from bcvit_jax.export import read_json
+
+    config = from_dict(read_json(workdir / "config.json"))
+    origin = read_json(workdir / "provenance.json")
+    dataset = open_dataset(data or config.data.path, cache=config.data.cache)
+    if dataset.fingerprint != origin.get("dataset_fingerprint"):
+        raise UserError(
+            f"{workdir} was trained on another data set than {data or config.data.path} "
+            f"(fingerprints {origin.get('dataset_fingerprint')} and {dataset.fingerprint}); name "
+            "its own with --data"
+        )
+    return config, dataset
+
+
+def _restored(workdir: Path, config, dataset, fold: str):
+    """Of a fold's newest good checkpoint: step, predict_step, variables, preprocessing."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from bcvit_jax.checkpoint import Checkpoints
+    from bcvit_jax.exported import Preprocessing
+    from bcvit_jax.program import make_mesh, make_program
+
+    mesh = make_mesh()
+    program = make_program(config, len(dataset.class_names), 1.0, 1, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(program.init, jax.random.key(0)),
+    )
+    restored = Checkpoints(workdir / fold / "checkpoints").restore(abstract)
+    if restored is None:
+        raise UserError(f"{workdir / fold} has no checkpoint; train it again, or restore a backup")
+    size = program.model.image_size
+    way = Preprocessing(size, config.data.cache_size or size, config.data.centre_crop)
+    return restored[0], program.predict_step, restored[1].params, way
+
+
+def _earlier(file: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier measurement of the same kind left; empty where there is none."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        return content["folds"] if content["made_of"] == made_of else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    from bcvit_jax.report import to_json
+
+    return (json.dumps(to_json(content), ensure_ascii=False) + "\n").encode()
+
+
+def _line(fold: str, name: str, correct: Sequence, images: Sequence[int]) -> str:
+    found = [f"{figures(right, images)['balanced_accuracy']:.3f}" for right in correct]
+    if name != CLEAN:
+        found = [f"{s:g}: {x}" for s, x in zip(SHIFTS[name].grid, found, strict=True)]
+    return f"{fold}  {name:<17}{'  '.join(found)}"
+
+
+def main(arguments: list[str]) -> int:
+    """The command line's work; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bcvit_jax.robustness",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="images a fold (all)")
+    parser.add_argument("--data", default="", help="the run's data set, where it was moved")
+    parser.add_argument("--threads", type=int, default=2, help="that change images (2)")
+    chosen = parser.parse_args(arguments)
+    try:
+        for name in ("limit", "threads"):
+            least = int(name == "threads")
+            if (value := getattr(chosen, name)) < least:
+                raise UserError(f"--{name} is {value}; it must be {least} or more")
+        content = measure(
+            chosen.workdir,
+            chosen.limit,
+            chosen.threads,
+            chosen.data,
+            lambda line: print(line, flush=True),
+        )
+    except (UserError, RunError, OSError) as error:
+        return fail(error)
+    print(f"\n{told(content)}\n{chosen.workdir / NAME}.json, .csv, .png")
+    return 0
+
+
+if __name__ == "__main__":
+    from bcvit_jax import runtime
+
+    runtime.restart_with_settings()
+    sys.exit(main(sys.argv[1:]))
