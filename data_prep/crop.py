@@ -3,10 +3,10 @@
     python -m data_prep.crop --boxes boxes.json --images FIELDS --out CROPS --labels WBC
     python -m data_prep.build crops --manifest CROPS/manifest.csv --out DIR
 
-A field in a class folder (FIELDS/BAS/1.jpg) that holds one cell gives it its label: BAS/1.png. All
-other crops go to the folder `unlabelled` and are listed in review.csv: fill in its column `label`
-for those that the data set shall have. Stopped or killed, the same command goes on from
-OUT.partial and leaves the same files.
+A field in a class folder (FIELDS/BAS/1.jpg) that holds one whole cell gives it its label:
+BAS/1.png. All other crops go to the folder `unlabelled` and are listed in review.csv: fill in its
+column `label` for those that the data set shall have. Stopped or killed, the same command goes on
+from OUT.partial and leaves the same files.
 """
 
 import argparse
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 BATCH = 32  # fields a task
 MARK = "crops.json"
 TABLES = ("manifest.csv", "review.csv")  # where a person may fill in labels
-VERSION = 1  # of the crops that one request gives
+VERSION = 2  # of the crops that one request gives
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

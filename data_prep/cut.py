@@ -1,7 +1,8 @@
 """Crops of cells out of fields: which boxes, which pixels, which names and labels.
 
 A crop is the box with a margin, made square around its middle. What it shows beyond the border of
-the field follows a stated rule: by default the picture is mirrored, which adds no new colour.
+the field follows a stated rule: by default the picture is mirrored, which adds no new colour. A
+cell that the border cuts then looks whole and is not: its field's label does not go along.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from data_prep.scan import read_file
 from data_prep.tree import SPLIT_NAMES, listing
 
 BORDERS = ("reflect", "edge", "white")
+AT_BORDER = 1.0  # pixels: a box that comes this near to the border holds a cell that it cuts
 UNLABELLED = "unlabelled"  # the folder of crops without a label
 Window = tuple[int, int, int, int]
 
@@ -158,6 +160,8 @@ def name_cells(field: Field, boxes: Sequence[Box], stem: str, rule: Rule) -> tup
             reasons.append(f"{len(boxes)} cells in the field")
         if not slash or folder == UNLABELLED:
             reasons.append("field in no class folder")
+        if len(boxes) == 1 and is_cut(boxes[0].corners, field.width, field.height):
+            reasons.append("cut by the border of the field")
     cells = []
     for number, box in enumerate(boxes, 1):
         label, crop = "", f"{UNLABELLED}/{stem}_{number}.png"
@@ -167,6 +171,12 @@ def name_cells(field: Field, boxes: Sequence[Box], stem: str, rule: Rule) -> tup
             label, crop = box.label, f"{box.label}/{stem}_{number}.png"
         cells.append(Cell(crop, label, "; ".join(reasons), box.corners, box.score))
     return tuple(cells)
+
+
+def is_cut(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    """Whether the border of a field of width × height pixels cuts the cell in this box."""
+    x0, y0, x1, y1 = box
+    return min(x0, y0, width - x1, height - y1) <= AT_BORDER
 
 
 def unique_stems(sources: Iterable[str]) -> dict[str, str]:

@@ -130,6 +130,20 @@ def test_names_never_meet():
     }
 
 
+@pytest.mark.parametrize("box", [(0.6, 30, 40, 60), (120, 30, 160, 60), (40, 89, 60, 119.5)])
+def test_a_cell_cut_by_the_border_is_reviewed(smears, tmp_path, box):
+    boxes = {"BAS/1.png": [box], "EOS/1.png": [(2, 30, 40, 60)]}
+    write_boxes(tmp_path / "boxes.json", boxes)
+    assert run(smears) == 0
+    (cut_off,) = rows_in(tmp_path / "out/review.csv")
+    assert cut_off["crop"] == "unlabelled/BAS/1_1.png"
+    assert cut_off["reason"] == "cut by the border of the field"
+    assert (tmp_path / "out/EOS/1.png").is_file()
+    # A person who boxed and labelled the visible part of a cell has seen that it is cut.
+    assert run(smears, "--label-from", "box", "--overwrite") == 0
+    assert not rows_in(tmp_path / "out/review.csv")
+
+
 def test_one_cell_takes_the_label_along_and_others_are_reviewed(smears, tmp_path, capsys):
     assert run(smears, "--margin", "0", "--no-square") == 0
     out = tmp_path / "out"
