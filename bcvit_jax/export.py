@@ -33,6 +33,7 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
             raise UserError(f"--format has {name!r}; it must be of {', '.join(FORMATS)}")
     # Here, so that --help answers without jax.
     from bcvit_jax import exported
+    from bcvit_jax.models import architecture
     from bcvit_jax.weights import to_flat
 
     config = _run_config(workdir)
@@ -64,6 +65,8 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
         "format": exported.FORMAT,
         "version": __version__,
         "title": config.title,
+        "network": config.model["name"],
+        "architecture": architecture(model),
         "model": dataclasses.asdict(model),
         "class_names": class_names,
         "preprocessing": dataclasses.asdict(preprocessing),
@@ -117,7 +120,7 @@ def _restore(workdir: Path, config, fold: str, classes: int):
     restored = Checkpoints(workdir / fold / "checkpoints").restore(abstract)
     if restored is None:
         raise UserError(f"{workdir / fold} has no checkpoint; train it again, or restore a backup")
-    return program.model, restored[0], restored[1].params
+    return program.model, restored[0], restored[1].variables
 
 
 def stablehlo(model) -> bytes:
@@ -126,10 +129,10 @@ def stablehlo(model) -> bytes:
     import jax.numpy as jnp
     from flax import nnx
 
-    from bcvit_jax.models import BCViT
+    from bcvit_jax.models import build
     from bcvit_jax.weights import name_of, shapes
 
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0))))
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(model, rngs=nnx.Rngs(0))))
 
     def logits(flat, images):
         params = jax.tree.map_with_path(lambda path, _: flat[name_of(path)], abstract)
@@ -185,7 +188,6 @@ def model_card(card: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         if several
         else ""
     )
-    patches = f"{model['patch_size']}-pixel patches at stride {model['stride']}"
     training = run["config"]
     return f"""\
 # {card["title"]}
@@ -197,9 +199,8 @@ def model_card(card: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 ## Details
 
-- Input: {model["image_size"]}×{model["image_size"]} pixels, RGB in [−1, 1]; {patches}.
-- Width {model["width"]}, {model["depth"]} blocks, {model["heads"]} heads, {card["parameters"]:,}
-  parameters a network, {model["activation"]}.
+- Input: {model["image_size"]}×{model["image_size"]} pixels, RGB in [−1, 1].
+- {_sizes(card)}
 - Classes: {names}.
 
 ## Uses
@@ -246,6 +247,17 @@ Cells of folds that the network was not trained on.
 |---|---|---|---|---|
 {rows}
 """
+
+
+def _sizes(card: Mapping[str, Any]) -> str:
+    """The network in a sentence."""
+    model, parameters = card["model"], f"{card['parameters']:,} parameters a network"
+    if card["architecture"] != "BCViT":
+        return f"{card['network']} with {model['norm']} norm, {parameters}."
+    return (
+        f"{model['patch_size']}-pixel patches at stride {model['stride']}, width {model['width']}, "
+        f"{model['depth']} blocks,\n  {model['heads']} heads, {parameters}, {model['activation']}."
+    )
 
 
 SUMS_NAME = "SHA256SUMS"

@@ -24,7 +24,7 @@ from PIL import Image
 
 from bcvit_jax.augment import centre_square, resize
 from bcvit_jax.errors import UserError
-from bcvit_jax.models import BCViT, BCViTConfig, scale
+from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, scale
 from bcvit_jax.weights import Flat, from_flat, read_arrays
 
 FORMAT = 1
@@ -52,16 +52,16 @@ class Preprocessing:
 class Classifier:
     """One trained network, or one a fold, whose probabilities are averaged."""
 
-    model: BCViTConfig
+    model: NetworkConfig
     params: tuple[Any, ...]
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     card: Mapping[str, Any]
     """The whole config.json."""
 
-    def networks(self) -> list[BCViT]:
+    def networks(self) -> list[Any]:
         """Flax modules with the weights, in the order of `card["networks"]`."""
-        graph, _ = nnx.split(nnx.eval_shape(lambda: BCViT(self.model, rngs=nnx.Rngs(0))))
+        graph, _ = nnx.split(nnx.eval_shape(lambda: build(self.model, rngs=nnx.Rngs(0))))
         return [nnx.merge(graph, params) for params in self.params]
 
     def __call__(self, all_params: Any, images: Any) -> tuple[jax.Array, jax.Array]:
@@ -69,7 +69,7 @@ class Classifier:
 
         Of several networks: the log of their mean probability, and the kept patches of the first.
         """
-        graph, _ = nnx.split(nnx.eval_shape(lambda: BCViT(self.model, rngs=nnx.Rngs(0))))
+        graph, _ = nnx.split(nnx.eval_shape(lambda: build(self.model, rngs=nnx.Rngs(0))))
         outputs = [nnx.merge(graph, params)(images) for params in all_params]
         if len(outputs) == 1:
             return outputs[0].logits, outputs[0].kept
@@ -164,20 +164,20 @@ def from_pretrained(folder: str | Path) -> Classifier:
                 f"{folder} is of format {card['format']}, this version reads {FORMAT}; "
                 "export it again with the version that you read it with"
             )
-        fields: dict[str, Any] = dict(card["model"])
-        fields["stem"] = tuple(fields["stem"])
-        model = BCViTConfig(**fields)
+        fields = {n: tuple(v) if isinstance(v, list) else v for n, v in card["model"].items()}
+        # The first exports were of BCViT alone, and did not say so.
+        model = ARCHITECTURES[card.get("architecture", "BCViT")][0](**fields)
         preprocessing = Preprocessing(**card["preprocessing"])
         class_names = tuple(map(str, card["class_names"]))
         files = [str(network["file"]) for network in card["networks"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} can't be understood ({error!r})") from None
     if len(class_names) != model.num_classes:
         raise UserError(
             f"{folder / 'config.json'} names {len(class_names)} classes, and its network tells "
             f"{model.num_classes} apart"
         )
-    abstract = nnx.state(nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0))))
+    abstract = nnx.state(nnx.eval_shape(lambda: build(model, rngs=nnx.Rngs(0))))
     params = tuple(
         jax.tree.map(
             jnp.asarray, from_flat(abstract, read_arrays(folder / name), str(folder / name))

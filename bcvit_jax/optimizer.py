@@ -87,12 +87,16 @@ def layer_factors(params: Any, config: OptimizerConfig) -> Any:
 
 
 def _muon_axes(params: Any) -> Any:
-    """Input and output axes of the kernels that Muon orthogonalizes; the rest is Adam's."""
+    """Input and output axes of the kernels that Muon orthogonalizes; the rest is Adam's.
+
+    A convolution's is the matrix [K·K·in, out]. One of a channel each (in is 1) is Adam's: it is as
+    many separate maps, which no matrix joins.
+    """
     axes = {
         2: optax.contrib.MuonDimensionNumbers(0, 1),
         4: optax.contrib.MuonDimensionNumbers((0, 1, 2), 3),
     }
-    return jax.tree.map(lambda x: axes.get(x.ndim), params)
+    return jax.tree.map(lambda x: None if x.shape[2:3] == (1,) else axes.get(x.ndim), params)
 
 
 def _matrices(params: Any) -> Any:

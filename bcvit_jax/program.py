@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bcvit_jax import losses
 from bcvit_jax.config import RunConfig
 from bcvit_jax.errors import UserError
-from bcvit_jax.models import BCViT, BCViTConfig, model_config, scale
+from bcvit_jax.models import NetworkConfig, build, model_config, scale
 from bcvit_jax.optimizer import make_optimizer
 
 
@@ -23,6 +23,13 @@ class State(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: Any
+    statistics: Any = ()
+    """What training measures and no gradient moves (batch norm); () in networks without it."""
+
+    @property
+    def variables(self) -> Any:
+        """All arrays of the network, as prediction and export take them."""
+        return _variables(self.params, self.statistics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +39,19 @@ class Program:
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, Mapping[str, Any], jax.Array], tuple[State, dict]]
     predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-    model: BCViTConfig
+    """Of a state's `variables` and images."""
+    model: NetworkConfig
 
 
-def network_config(config: RunConfig, num_classes: int) -> BCViTConfig:
+def _variables(params: Any, statistics: Any) -> Any:
+    return nnx.merge_state(params, statistics) if statistics else params
+
+
+def _statistics(network: nnx.Module) -> Any:
+    return nnx.state(network, nnx.BatchStat) or ()
+
+
+def network_config(config: RunConfig, num_classes: int) -> NetworkConfig:
     """The network that `config.model` names; UserError for an unknown name, field or value."""
     overrides = dict(config.model)
     name = overrides.pop("name", None)
@@ -53,20 +69,24 @@ def make_program(
     """Init, train step and predict step, jitted over `mesh` (its one axis splits the batch)."""
     model = network_config(config, num_classes)
     optimizer, schedule = make_optimizer(config.optimizer, steps_per_epoch, steps)
-    abstract = nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(model, rngs=nnx.Rngs(0)))
     graph, _ = nnx.split(abstract)
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
     def init(key):
-        params = nnx.split(BCViT(model, rngs=nnx.Rngs(key)))[1]
-        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        network = build(model, rngs=nnx.Rngs(key))
+        params = nnx.state(network, nnx.Param)
+        step = jnp.zeros((), jnp.int32)
+        return State(step, params, optimizer.init(params), _statistics(network))
 
     def train_step(state, batch, key):
-        key = jax.random.fold_in(key, state.step) if model.drop_path else None
+        key = jax.random.fold_in(key, state.step) if model.takes_key else None
 
         def loss(params):
-            output = nnx.merge(graph, params)(scale(batch["image"]), key=key)
+            # A copy: the state's own variables can't change below the gradient.
+            network = nnx.merge(graph, _variables(params, state.statistics), copy=True)
+            output = network(scale(batch["image"]), key=key)
             entropy = losses.cross_entropy(
                 output.logits,
                 batch["label"],
@@ -80,17 +100,17 @@ def make_program(
             total = entropy + config.loss.contrastive * alike
             hits = (output.logits.argmax(-1) == label).mean()
             parts = {"loss": total, "cross_entropy": entropy, "contrastive": alike, "top1": hits}
-            return total, parts
+            return total, (parts, _statistics(network))
 
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (_, (metrics, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state), metrics
+        return State(state.step + 1, params, opt_state, statistics), metrics
 
-    def predict_step(params, images):
-        output = nnx.merge(graph, params)(scale(images))
+    def predict_step(variables, images):
+        output = nnx.merge(graph, variables)(scale(images))
         return output.logits, output.kept
 
     return Program(

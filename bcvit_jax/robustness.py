@@ -188,7 +188,7 @@ def _restored(workdir: Path, config, dataset, fold: str):
         raise UserError(f"{workdir / fold} has no checkpoint; train it again, or restore a backup")
     size = program.model.image_size
     way = Preprocessing(size, config.data.cache_size or size, config.data.centre_crop)
-    return restored[0], program.predict_step, restored[1].params, way
+    return restored[0], program.predict_step, restored[1].variables, way
 
 
 def _earlier(file: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:

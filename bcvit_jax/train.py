@@ -29,7 +29,7 @@ from bcvit_jax.errors import RunError, UserError
 from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal, progress
-from bcvit_jax.models import BCViTConfig
+from bcvit_jax.models import BCViTConfig, NetworkConfig
 from bcvit_jax.program import (
     Program,
     State,
@@ -53,12 +53,7 @@ def check_run(config: RunConfig, dataset: CellDataset) -> None:
     if config.train_folds:
         check_folds(dataset, config.train_folds)
     network = network_config(config, len(dataset.class_names))
-    blocks = network.num_maps
-    if config.optimizer.frozen_blocks > blocks:
-        raise UserError(
-            f"config.optimizer.frozen_blocks is {config.optimizer.frozen_blocks}; the network has "
-            f"{blocks} blocks before the last, so freeze at most those"
-        )
+    _check_layers(config, network)
     if config.weights.path:
         _pretrained(config, network)
     for fold in config.folds:
@@ -77,6 +72,22 @@ def check_run(config: RunConfig, dataset: CellDataset) -> None:
                 f"config.{name} is {value}, which {devices} devices can't share evenly; make it a "
                 f"multiple of {devices}"
             )
+
+
+def _check_layers(config: RunConfig, network: NetworkConfig) -> None:
+    frozen, decay = config.optimizer.frozen_blocks, config.optimizer.layer_decay
+    if not isinstance(network, BCViTConfig):
+        for name, value, off in (("frozen_blocks", frozen, 0), ("layer_decay", decay, 1.0)):
+            if value != off:
+                raise UserError(
+                    f"config.optimizer.{name} is {value}; it needs a Vision Transformer's blocks, "
+                    f"which {config.model['name']} has not, so set it to {off}"
+                )
+    elif frozen > network.num_maps:
+        raise UserError(
+            f"config.optimizer.frozen_blocks is {frozen}; the network has {network.num_maps} "
+            "blocks before the last, so freeze at most those"
+        )
 
 
 def train_folds(config: RunConfig, dataset: CellDataset, held_out: int) -> tuple[int, ...]:
@@ -173,7 +184,7 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
             run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch, goodput
         )
     with goodput.spend("evaluation"):
-        predictions = predict_fold(run, program, state.params, goodput)
+        predictions = predict_fold(run, program, state.variables, goodput)
     run.say(f"{run.name}: {goodput}")
     if jax.process_index() == 0:
         facts = {
@@ -188,7 +199,7 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
     return predictions
 
 
-def _pretrained(config: RunConfig, network: BCViTConfig) -> tuple[Flat, Pretrained]:
+def _pretrained(config: RunConfig, network: NetworkConfig) -> tuple[Flat, Pretrained]:
     """The weights that `config.weights` names; UserError where they don't fit the network."""
     chosen = config.weights
     return pretrained(network, chosen.path, chosen.last_block, mean=chosen.mean, std=chosen.std)
@@ -206,7 +217,10 @@ def _begin_with(config: RunConfig, program: Program, state: State, say) -> State
         value = flat.get(name_of(path))
         return leaf if value is None else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
 
-    return state._replace(params=jax.tree.map_with_path(chosen, state.params))
+    return state._replace(
+        params=jax.tree.map_with_path(chosen, state.params),
+        statistics=jax.tree.map_with_path(chosen, state.statistics),
+    )
 
 
 class _Begin(NamedTuple):
@@ -327,12 +341,12 @@ def to_devices(
     yield ahead
 
 
-def predict_fold(run: FoldRun, program: Program, params: Any, goodput: Goodput) -> Predictions:
-    """Predictions of the held-out fold with `params`, every image once."""
+def predict_fold(run: FoldRun, program: Program, variables: Any, goodput: Goodput) -> Predictions:
+    """Predictions of the held-out fold with a state's `variables`, every image once."""
     config, size = run.config, program.model.image_size
     with goodput.spend("compile"):
         images = abstract_batch(config.eval_batch_size, size)["image"]
-        predict_step = compiled(program.predict_step, params, images)
+        predict_step = compiled(program.predict_step, variables, images)
     batches = evaluation_batches(
         run.dataset, run.held_out, config.data, size, config.eval_batch_size
     )
@@ -347,11 +361,11 @@ def predict_fold(run: FoldRun, program: Program, params: Any, goodput: Goodput) 
 
     sharding = NamedSharding(run.mesh, PartitionSpec(run.mesh.axis_names[0]))
 
-    def predict(params, images):
+    def predict(variables, images):
         # Every process reads all images of a fold and hands its devices their part.
         images = np.asarray(images)
         placed = jax.make_array_from_callback(images.shape, sharding, lambda i: images[i])
-        return predict_step(params, placed)
+        return predict_step(variables, placed)
 
-    predictions, _ = evaluate_fold(predict, params, run.dataset, run.name, watched())
+    predictions, _ = evaluate_fold(predict, variables, run.dataset, run.name, watched())
     return predictions

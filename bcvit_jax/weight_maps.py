@@ -1,4 +1,5 @@
-"""How the weights of other libraries' Vision Transformers become ours: a line a weight."""
+"""How the weights of other libraries become ours: of Vision Transformers a line a weight, of
+convolutional networks a line a module."""
 
 import dataclasses
 from collections.abc import Callable
@@ -199,4 +200,149 @@ FAMILIES = (
     Family("DINOv2", DINOV2, "cls_token", "register_tokens", IMAGENET, r"mask_token"),
     Family("timm's DINOv2", TIMM, "cls_token", "blocks.0.ls1.gamma", IMAGENET, r"mask_token"),
     Family("timm's ViT", TIMM, "cls_token", "blocks.0.attn.qkv.weight", HALF, r"pre_logits\..*"),
+)
+
+# ------------------------------------------------------------------------ convolutional networks
+
+
+def first_dense(x):
+    """VGG's first dense layer on a 7×7 grid, [d, c·7·7] or a 7×7 convolution -> [7·7·c, d]."""
+    x = x.reshape(len(x), -1, 7, 7)
+    return x.transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+
+class Module(NamedTuple):
+    """A module of ours and its name there; the numbers in a name are those of ours plus `first`."""
+
+    ours: str
+    theirs: str
+    first: tuple[int, ...] = ()
+    turn: Callable[[np.ndarray], np.ndarray] | None = None
+    """Of its kernel, where it isn't the usual one of its axes."""
+
+
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "variance": "running_var",
+}
+"""Our last words and theirs, in both libraries."""
+
+_BOTH_RESNETS = (
+    Module("stem.convolution", "conv1"),
+    Module("stem.norm", "bn1"),
+    Module("stages.{}.{}.convolutions.{}", "layer{}.{}.conv{}", (1, 0, 1)),
+    Module("stages.{}.{}.norms.{}", "layer{}.{}.bn{}", (1, 0, 1)),
+    Module("stages.{}.{}.shortcut.convolution", "layer{}.{}.downsample.0", (1, 0)),
+    Module("stages.{}.{}.shortcut.norm", "layer{}.{}.downsample.1", (1, 0)),
+    Module("stages.{}.{}.squeeze.reduce", "layer{}.{}.se.fc1", (1, 0)),
+    Module("stages.{}.{}.squeeze.expand", "layer{}.{}.se.fc2", (1, 0)),
+    Module("head", "fc"),
+)
+
+_VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_VGG16_BN = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
+
+
+def _vgg_features(places: tuple[int, ...]) -> tuple[Module, ...]:
+    convolutions = (Module(f"convolutions.{n}", f"features.{p}") for n, p in enumerate(places))
+    norms = (Module(f"norms.{n}", f"features.{p + 1}") for n, p in enumerate(places))
+    return (*convolutions, *norms)
+
+
+_TORCHVISION_VGG_DENSE = (
+    Module("dense.0", "classifier.0", turn=first_dense),
+    Module("dense.1", "classifier.3"),
+    Module("head", "classifier.6"),
+)
+_TIMM_VGG_DENSE = (
+    Module("dense.0", "pre_logits.fc1", turn=first_dense),
+    Module("dense.1", "pre_logits.fc2"),
+    Module("head", "head.fc"),
+)
+
+# Of the first stage's blocks nothing is expanded, so its parts are counted from the depthwise one.
+_TORCHVISION_EFFICIENTNET = (
+    Module("stem.convolution", "features.0.0"),
+    Module("stem.norm", "features.0.1"),
+    Module("stages.0.{}.depthwise.convolution", "features.1.{}.block.0.0"),
+    Module("stages.0.{}.depthwise.norm", "features.1.{}.block.0.1"),
+    Module("stages.0.{}.squeeze.reduce", "features.1.{}.block.1.fc1"),
+    Module("stages.0.{}.squeeze.expand", "features.1.{}.block.1.fc2"),
+    Module("stages.0.{}.project.convolution", "features.1.{}.block.2.0"),
+    Module("stages.0.{}.project.norm", "features.1.{}.block.2.1"),
+    Module("stages.{}.{}.expand.convolution", "features.{}.{}.block.0.0", (1, 0)),
+    Module("stages.{}.{}.expand.norm", "features.{}.{}.block.0.1", (1, 0)),
+    Module("stages.{}.{}.depthwise.convolution", "features.{}.{}.block.1.0", (1, 0)),
+    Module("stages.{}.{}.depthwise.norm", "features.{}.{}.block.1.1", (1, 0)),
+    Module("stages.{}.{}.squeeze.reduce", "features.{}.{}.block.2.fc1", (1, 0)),
+    Module("stages.{}.{}.squeeze.expand", "features.{}.{}.block.2.fc2", (1, 0)),
+    Module("stages.{}.{}.project.convolution", "features.{}.{}.block.3.0", (1, 0)),
+    Module("stages.{}.{}.project.norm", "features.{}.{}.block.3.1", (1, 0)),
+    Module("top.convolution", "features.8.0"),
+    Module("top.norm", "features.8.1"),
+    Module("head", "classifier.1"),
+)
+
+_TIMM_EFFICIENTNET = (
+    Module("stem.convolution", "conv_stem"),
+    Module("stem.norm", "bn1"),
+    Module("stages.0.{}.depthwise.convolution", "blocks.0.{}.conv_dw"),
+    Module("stages.0.{}.depthwise.norm", "blocks.0.{}.bn1"),
+    Module("stages.0.{}.project.convolution", "blocks.0.{}.conv_pw"),
+    Module("stages.0.{}.project.norm", "blocks.0.{}.bn2"),
+    Module("stages.{}.{}.expand.convolution", "blocks.{}.{}.conv_pw"),
+    Module("stages.{}.{}.expand.norm", "blocks.{}.{}.bn1"),
+    Module("stages.{}.{}.depthwise.convolution", "blocks.{}.{}.conv_dw"),
+    Module("stages.{}.{}.depthwise.norm", "blocks.{}.{}.bn2"),
+    Module("stages.{}.{}.squeeze.reduce", "blocks.{}.{}.se.conv_reduce"),
+    Module("stages.{}.{}.squeeze.expand", "blocks.{}.{}.se.conv_expand"),
+    Module("stages.{}.{}.project.convolution", "blocks.{}.{}.conv_pwl"),
+    Module("stages.{}.{}.project.norm", "blocks.{}.{}.bn3"),
+    Module("top.convolution", "conv_head"),
+    Module("top.norm", "bn2"),
+    Module("head", "classifier"),
+)
+
+
+class ConvolutionalFamily(NamedTuple):
+    """A library's form of a convolutional network."""
+
+    name: str
+    architecture: str
+    """Of `models.ARCHITECTURES`."""
+    modules: tuple[Module, ...]
+    """The first whose name fits ours counts."""
+    marks: tuple[str, ...]
+    """Keys that only files of the family have all."""
+
+
+CONVOLUTIONAL_FAMILIES = (
+    ConvolutionalFamily(
+        "torchvision's or timm's ResNet", "ResNet", _BOTH_RESNETS, ("layer1.0.conv1.weight",)
+    ),
+    *(
+        ConvolutionalFamily(
+            f"{library}'s VGG-16{more}", "VGG", _vgg_features(places) + dense, (last, mark)
+        )
+        for library, dense, mark in (
+            ("torchvision", _TORCHVISION_VGG_DENSE, "classifier.0.weight"),
+            ("timm", _TIMM_VGG_DENSE, "pre_logits.fc1.weight"),
+        )
+        for more, places, last in (
+            (" with batch norm", _VGG16_BN, "features.40.weight"),
+            ("", _VGG16, "features.28.bias"),
+        )
+    ),
+    ConvolutionalFamily(
+        "torchvision's EfficientNet",
+        "EfficientNet",
+        _TORCHVISION_EFFICIENTNET,
+        ("features.1.0.block.0.0.weight",),
+    ),
+    ConvolutionalFamily(
+        "timm's EfficientNet", "EfficientNet", _TIMM_EFFICIENTNET, ("blocks.0.0.conv_dw.weight",)
+    ),
 )

@@ -1,4 +1,4 @@
-"""Weights at rest: one flat dict of arrays, and how other libraries' Vision Transformers fit in it.
+"""Weights at rest: one flat dict of arrays, and how other libraries' networks fit in it.
 
 `{"blocks.0.attention.qkv.kernel": array}` is the form of export, import and safetensors files.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from bcvit_jax.errors import UserError
-from bcvit_jax.models import BCViT, BCViTConfig
+from bcvit_jax.models import BCViTConfig, NetworkConfig, build
 from bcvit_jax.weight_maps import FAMILIES, Family, to_heads
 
 Flat = dict[str, np.ndarray]
@@ -30,9 +30,9 @@ def to_flat(params: Any) -> Flat:
     return {name_of(path): np.asarray(value) for path, value in _leaves(state)}
 
 
-def shapes(config: BCViTConfig) -> dict[str, tuple[int, ...]]:
+def shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every weight of a network by its name."""
-    abstract = nnx.state(nnx.eval_shape(lambda: BCViT(config, rngs=nnx.Rngs(0))))
+    abstract = nnx.state(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))
     return {name_of(path): tuple(leaf.shape) for path, leaf in _leaves(abstract)}
 
 
@@ -43,7 +43,7 @@ def from_flat(params: Any, flat: Mapping[str, np.ndarray], source: str) -> Any:
     finite in `source`.
     """
     wanted = {name_of(path): tuple(leaf.shape) for path, leaf in _leaves(params)}
-    refuse(_faults(wanted, flat), source)
+    refuse(shape_faults(wanted, flat), source)
     return jax.tree.map_with_path(lambda path, leaf: flat[name_of(path)].astype(leaf.dtype), params)
 
 
@@ -54,7 +54,8 @@ def refuse(faults: Iterable[str], source: str) -> None:
         raise UserError(f"{source} does not fit this network: {shown}")
 
 
-def _faults(wanted: Mapping[str, tuple[int, ...]], flat: Mapping[str, np.ndarray]):
+def shape_faults(wanted: Mapping[str, tuple[int, ...]], flat: Mapping[str, np.ndarray]):
+    """What of `flat` is missing, unknown, of another shape or no finite number, in words."""
     for name, shape in wanted.items():
         if name not in flat:
             yield f"{name} is missing"
@@ -99,7 +100,7 @@ class Pretrained:
 
 
 def load_pretrained(
-    model: BCViT,
+    model: Any,
     path: str | Path,
     *,
     last_block: Literal["copy", "fresh"] = "copy",
@@ -107,12 +108,13 @@ def load_pretrained(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> Pretrained:
-    """Put the weights in `path` (see `read_arrays`) into a `BCViT`, in place.
+    """Put the weights in `path` (see `read_arrays`) into a network of ours, in place.
 
     The family is known by its keys. Position embeddings are resized to the network's grid; the
     extra last block starts as a copy of the one before it, or fresh; the classifier's head stays
     fresh unless `head`. Our images lie in [−1, 1]: where the weights saw pixels of another mean
-    and std, the patch projection takes the difference up, exactly.
+    and std, the patch projection (of a convolutional network: `pixels`) takes the difference up,
+    exactly.
     Errors: one UserError that lists all that does not fit.
     """
     flat, report = pretrained(model.config, path, last_block, head, mean, std)
@@ -121,7 +123,7 @@ def load_pretrained(
 
 
 def pretrained(
-    config: BCViTConfig,
+    config: NetworkConfig,
     path: str | Path,
     last_block: str = "copy",
     head: bool = False,
@@ -131,6 +133,10 @@ def pretrained(
     """`load_pretrained` on values: the loaded weights by our names, and the report."""
     if last_block not in ("copy", "fresh"):
         raise UserError(f"last_block is {last_block!r}; it must be copy or fresh")
+    if not isinstance(config, BCViTConfig):
+        from bcvit_jax.weights_convolutional import pretrained_convolutional  # it builds on this
+
+        return pretrained_convolutional(config, path, head, mean, std)
     source = str(path)
     family, theirs = _recognise(read_arrays(path), source)
     found_mean, found_std = normalisation_beside(path) or family.normalisation
@@ -173,7 +179,7 @@ def pretrained(
         if name not in flat and last_block == "copy" and twin in flat:
             flat[name] = flat[twin]
     wanted = {name: shape for name, shape in every.items() if name in flat}
-    refuse([*faults, *_faults(wanted, flat)], source)
+    refuse([*faults, *shape_faults(wanted, flat)], source)
     fresh = tuple(sorted(set(every) - set(flat)))
     return flat, Pretrained(family.name, tuple(sorted(flat)), fresh)
 

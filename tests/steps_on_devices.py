@@ -67,6 +67,22 @@ def exchanged() -> dict[str, Any]:
     return {"exchanged": found, "parameters": parameters}
 
 
+def batch_norm() -> dict[str, list[float]]:
+    """Three steps of a small ResNeXt with squeeze-excitation: losses and all running moments."""
+    model = dict(name="resnext50_32x4d", image_size=32, depths=(1, 1), groups=8, squeeze=16)
+    optimizer, loss = OptimizerConfig(learning_rate=0.01, milestones=()), LossConfig(0.0)
+    config = RunConfig("test", model, DataConfig(path=""), optimizer, loss, batch_size=BATCH)
+    mesh, key = make_mesh(), jax.random.key(3)
+    program = make_program(config, 5, steps_per_epoch=5, steps=3, mesh=mesh)
+    state = program.init(key)
+    losses = []
+    for batch in to_devices((random_batch(BATCH, seed=seed) for seed in range(3)), mesh):
+        state, metrics = program.train_step(state, batch, key)
+        losses.append(float(metrics["loss"]))
+    moments = [float(x) for array in jax.tree.leaves(state.statistics) for x in array]
+    return {"losses": losses, "moments": moments}
+
+
 def sharded_contrastive() -> dict[str, float]:
     """Equation 14 of one batch split over the devices, and the mean of each part's own."""
     features = jax.random.normal(jax.random.key(0), (BATCH, 8))
@@ -80,4 +96,5 @@ def sharded_contrastive() -> dict[str, float]:
 
 if __name__ == "__main__":
     facts = {"devices": jax.device_count(), "contrastive": sharded_contrastive()}
-    json.dump(facts | exchanged() | {"history": train()}, sys.stdout)
+    facts |= exchanged() | {"history": train(), "batch_norm": batch_norm()}
+    json.dump(facts, sys.stdout)

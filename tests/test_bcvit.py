@@ -413,7 +413,9 @@ def randomise(module: torch.nn.Module):
 def test_vit_tiny_equals_timm():
     theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10).eval()
     randomise(theirs)
-    ours = lively_network(model_config("vit_tiny_patch16_224", 10))
+    config = model_config("vit_tiny_patch16_224", 10)
+    assert isinstance(config, BCViTConfig)
+    ours = lively_network(config)
     copy_weights(ours, theirs.state_dict())
     images = random_images(2, 224)
     with torch.no_grad():

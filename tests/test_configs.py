@@ -42,7 +42,7 @@ def variants(name: str) -> list[str]:
 
 
 ALL = [(name, variant) for name in NAMES for variant in variants(name)]
-ALL += [("pbc10", "short,robust")]
+ALL += [("pbc10", "short,robust"), ("baselines", "resnet18,groupnorm,short")]
 
 
 def run_config(name: str, variant: str = "", **model) -> RunConfig:
@@ -74,9 +74,8 @@ def test_init_and_train_step_fit_together(name, variant):
     assert {(x.shape, str(x.dtype)) for x in metrics.values()} == {((), "float32")}
     b = config.eval_batch_size
     images = abstract_batch(b, program.model.image_size)["image"]
-    logits, kept = jax.eval_shape(program.predict_step, state.params, images)
-    kept_tokens = program.model.heads * program.model.tokens_per_head * program.model.selection
-    assert (logits.shape, kept.shape) == ((b, CLASSES), (b, kept_tokens))
+    logits, kept = jax.eval_shape(program.predict_step, state.variables, images)
+    assert (logits.shape, kept.shape) == ((b, CLASSES), (b, program.model.num_kept))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,6 +117,18 @@ def test_in_bfloat16_every_block_calls_cudnns_fused_attention(on_gpu, monkeypatc
     # The block that the loop runs twelve times, and the last one.
     assert calls == {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 2}
     assert not re.findall(r"tensor<32x12x(\d\d+)x\1x", text)  # no attention map is ever made
+
+
+def test_baselines_share_pbc10s_data_and_length():
+    for variant in ("vgg16", "efficientnet_b0,groupnorm", "resnext50_32x4d,short"):
+        words = variant.split(",")
+        theirs = to_dict(run_config("pbc10", "short" if "short" in words else ""))
+        ours = to_dict(run_config("baselines", variant))
+        for part in theirs.keys() - {"title", "model", "optimizer", "loss"}:
+            assert ours[part] == theirs[part]
+        assert ours["loss"] == theirs["loss"] | {"contrastive": 0.0}
+        assert (ours["model"]["name"], ours["model"]["image_size"]) == (words[0], 112)
+        assert ours["model"].get("norm") == ("group" if "groupnorm" in words else None)
 
 
 def test_base_is_the_papers_protocol():

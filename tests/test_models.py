@@ -1,6 +1,7 @@
 """Networks by name: their sizes, and what a wrong name is answered."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def test_a_squeeze_width_is_the_hidden_one():
 
 def test_tokens_of_the_papers_network(monkeypatch):
     seen = {}
-    config = model_config("bcvit_base_patch16_s12_224", 10)
+    config: Any = model_config("bcvit_base_patch16_s12_224", 10)
     assert (config.grid, config.num_patches, config.num_maps) == ((18, 18), 324, 12)
 
     def trace():
@@ -76,11 +77,14 @@ def test_names_say_the_sizes():
         "vit_tiny_patch16_224",
     } <= set(names)
     widths = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
-    for name in names:
+    transformers = [name for name in names if "vit_" in name]
+    baselines = "vgg16 resnet18 resnet50 seresnet50 resnext50_32x4d efficientnet_b0".split()
+    assert sorted([*transformers, *baselines]) == names
+    for name in transformers:
         words = re.fullmatch(r"(bcvit|vit)_([a-z]+)(_conv)?_patch(\d+)(?:_s(\d+))?_(\d+)", name)
         assert words, name
         family, size, conv, patch, stride, side = words.groups()
-        config = model_config(name, 7)
+        config: Any = model_config(name, 7)
         assert config.num_classes == 7
         assert (config.width, config.heads) == widths[size]
         assert config.mlp_width == 4 * config.width
@@ -93,7 +97,7 @@ def test_names_say_the_sizes():
 
 
 def test_defaults_are_the_readings_of_the_paper():
-    config = model_config("bcvit_base_patch16_s12_224", 10)
+    config: Any = model_config("bcvit_base_patch16_s12_224", 10)
     assert (config.depth, config.selection_depth, config.tokens_per_head) == (12, "extra", 1)
     assert (config.squeeze, config.selection_gradient) == ("max", "straight_through")
     assert (config.drop_path, config.stem, config.dtype) == (0.0, (), "float32")
@@ -123,6 +127,11 @@ def test_overrides_make_another_network():
         ("vit_tiny_patch16_224", dict(zzz=1), ["'zzz'", "known: ", "tokens_per_head"]),
         ("vit_tiny_patch16_224", dict(stride=0), ["stride is 0"]),
         ("vit_tiny_patch16_224", dict(heads=5), ["width 192", "heads 5"]),
+        ("resnet51", {}, ["'resnet51'", "did you mean 'resnet50'"]),
+        ("resnet18", dict(patch_size=8), ["'patch_size'", "did you mean"]),
+        ("resnet18", dict(norm="none"), ["norm is 'none'", "batch, group"]),
+        ("vgg16", dict(image_size=31), ["image_size is 31", "32 or more"]),
+        ("vgg16", dict(dropout=1.0), ["dropout is 1.0"]),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest(name, overrides, words):

@@ -45,7 +45,8 @@ def test_a_train_step_is_the_mathematics_written_out():
     )
     mesh = make_mesh()
     program = make_program(config, CLASSES, 100, 100, mesh)
-    before = nnx.state(lively_network(program.model, spread=0.05), nnx.Param)
+    model: Any = program.model
+    before = nnx.state(lively_network(model, spread=0.05), nnx.Param)
     optimizer, _ = make_optimizer(config.optimizer, 100, 100)
     state = State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, before), optimizer.init(before))
     batch = random_batch(8)
@@ -53,7 +54,7 @@ def test_a_train_step_is_the_mathematics_written_out():
     placed = next(to_devices(iter([batch]), mesh))
     state, metrics = program.train_step(state, placed, jax.random.key(1))
 
-    graph, _ = nnx.split(lively_network(program.model))
+    graph, _ = nnx.split(lively_network(model))
     pixels = jnp.asarray(batch["image"].astype(np.float32) / 127.5 - 1.0)
     majority = np.where(batch["mix"] >= 0.5, batch["label"], batch["mixed_label"])
     target = np.eye(CLASSES)[batch["label"]] * batch["mix"][:, None]
@@ -146,6 +147,14 @@ def test_one_device_and_eight_give_the_same_losses(on_devices):
         np.testing.assert_allclose(eight[name], one[name], rtol=0, atol=1e-5, err_msg=name)
     assert min(one["contrastive"]) > 1e-3
     assert abs(one["loss"][-1] - one["loss"][0]) > 1e-2
+
+
+def test_batch_norm_takes_the_moments_of_all_devices(on_devices):
+    one, eight = (on_devices[count]["batch_norm"] for count in (1, 8))
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(eight["moments"], one["moments"], rtol=0, atol=1e-4)
+    assert len(one["moments"]) > 1000
+    assert np.ptp(one["moments"]) > 0.1
 
 
 def test_the_contrastive_loss_spans_all_devices(on_devices):

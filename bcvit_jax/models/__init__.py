@@ -7,14 +7,20 @@ from typing import Any
 from flax import nnx
 
 from bcvit_jax.models.bcvit import BCViT, Output, scale
-from bcvit_jax.models.config import BCViTConfig
+from bcvit_jax.models.config import BCViTConfig, ConvolutionalConfig
+from bcvit_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from bcvit_jax.models.resnet import ResNet, ResNetConfig
+from bcvit_jax.models.vgg import VGG, VGGConfig
+
+NetworkConfig = BCViTConfig | ConvolutionalConfig
 
 _TINY: dict[str, Any] = dict(width=192, heads=3, mlp_width=768)
 _SMALL: dict[str, Any] = dict(width=384, heads=6, mlp_width=1536)
 _BASE: dict[str, Any] = dict(width=768, heads=12, mlp_width=3072)
 _PLAIN: dict[str, Any] = dict(stride=16, selection=False, activation="gelu")
+_FIFTY: dict[str, Any] = dict(depths=(3, 4, 6, 3), bottleneck=True)
 
-PRESETS: dict[str, BCViTConfig] = {
+PRESETS: dict[str, NetworkConfig] = {
     "bcvit_base_patch16_s12_224": BCViTConfig(**_BASE),
     "bcvit_base_patch16_s16_224": BCViTConfig(**_BASE, stride=16),
     "bcvit_base_patch32_s24_224": BCViTConfig(**_BASE, patch_size=32, stride=24),
@@ -28,8 +34,22 @@ PRESETS: dict[str, BCViTConfig] = {
     "vit_tiny_patch16_224": BCViTConfig(**_TINY, **_PLAIN),
     "vit_small_patch16_224": BCViTConfig(**_SMALL, **_PLAIN),
     "vit_base_patch16_224": BCViTConfig(**_BASE, **_PLAIN),
+    "vgg16": VGGConfig(),
+    "resnet18": ResNetConfig(),
+    "resnet50": ResNetConfig(**_FIFTY),
+    "seresnet50": ResNetConfig(**_FIFTY, squeeze=16),
+    "resnext50_32x4d": ResNetConfig(**_FIFTY, groups=32, group_width=4),
+    "efficientnet_b0": EfficientNetConfig(),
 }
 """Sizes as timm names them: `sNN` is the stride, the last number the image's side in pixels."""
+
+ARCHITECTURES: dict[str, tuple[type, type]] = {
+    "BCViT": (BCViTConfig, BCViT),
+    "VGG": (VGGConfig, VGG),
+    "ResNet": (ResNetConfig, ResNet),
+    "EfficientNet": (EfficientNetConfig, EfficientNet),
+}
+"""The configuration and the network of each family, by the network's name."""
 
 
 def list_models() -> list[str]:
@@ -37,11 +57,21 @@ def list_models() -> list[str]:
     return sorted(PRESETS)
 
 
-def model_config(name: str, num_classes: int, **overrides) -> BCViTConfig:
+def architecture(config: NetworkConfig) -> str:
+    """The family of a configuration, a name in `ARCHITECTURES`."""
+    return next(name for name, (kind, _) in ARCHITECTURES.items() if type(config) is kind)
+
+
+def build(config: NetworkConfig, *, rngs: nnx.Rngs) -> Any:
+    """The network of a configuration with fresh weights."""
+    return ARCHITECTURES[architecture(config)][1](config, rngs=rngs)
+
+
+def model_config(name: str, num_classes: int, **overrides) -> NetworkConfig:
     """The frozen configuration behind `name`; ValueError for an unknown name, field or value."""
     if name not in PRESETS:
         raise ValueError(f"no model is called {name!r}{_nearest(name, PRESETS)}")
-    known = [field.name for field in dataclasses.fields(BCViTConfig)]
+    known = [field.name for field in dataclasses.fields(PRESETS[name])]
     for field in overrides:
         if field not in known:
             raise ValueError(f"a model has no field {field!r}{_nearest(field, known)}")
@@ -49,9 +79,8 @@ def model_config(name: str, num_classes: int, **overrides) -> BCViTConfig:
 
 
 def create_model(name: str, num_classes: int, *, rngs: nnx.Rngs | None = None, **overrides):
-    """The network `name` with fresh weights; `overrides` are fields of `BCViTConfig`."""
-    config = model_config(name, num_classes, **overrides)
-    return BCViT(config, rngs=rngs or nnx.Rngs(0))
+    """The network `name` with fresh weights; `overrides` are fields of its configuration."""
+    return build(model_config(name, num_classes, **overrides), rngs=rngs or nnx.Rngs(0))
 
 
 def _nearest(word: str, known) -> str:
@@ -60,10 +89,15 @@ def _nearest(word: str, known) -> str:
 
 
 __all__ = [
+    "ARCHITECTURES",
     "PRESETS",
     "BCViT",
     "BCViTConfig",
+    "ConvolutionalConfig",
+    "NetworkConfig",
     "Output",
+    "architecture",
+    "build",
     "create_model",
     "list_models",
     "model_config",

@@ -115,6 +115,53 @@ class BCViTConfig:
         """L−1 of equation 9: blocks whose attention maps are fused."""
         return self.depth - (self.selection and self.selection_depth == "last")
 
+    @property
+    def num_kept(self) -> int:
+        """Patches that reach the last block, a head's own counted each."""
+        return self.heads * self.tokens_per_head * self.selection
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether training differs from evaluation: the network is called with a key then."""
+        return self.drop_path > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvolutionalConfig:
+    """What the convolutional networks have in common; a wrong value raises ValueError."""
+
+    num_classes: int = 10
+    image_size: int = 224
+    """Side that training and evaluation resize to; the network itself takes any."""
+    norm: str = "batch"
+    """`batch`, or `group`: moments of each image alone, which other stains shift less."""
+    dropout: float = 0.0
+    """Chance that a number before the last dense layer is 0."""
+    drop_path: float = 0.0
+    """Chance that a residual branch is left out of an image's pass, rising linearly with depth."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    norms = ("batch", "group")
+    num_kept = 0
+    takes_key = True
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            parts = value if isinstance(value, tuple) else (value,)
+            if all(type(part) is int for part in parts):
+                least = 0 if name == "squeeze" else 1
+                _require(min(parts) >= least, f"{name} is {value}; it must be >= {least}")
+        for name in ("dropout", "drop_path"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{name} is {value}; it must be in [0, 1)")
+        for name, known in (("norm", self.norms), ("dtype", ("float32", "bfloat16"))):
+            value = getattr(self, name)
+            _require(value in known, f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        side = self.image_size
+        _require(
+            side >= 32, f"image_size is {side}; these networks halve it five times: 32 or more"
+        )
+
 
 def _require(condition: bool, sentence: str):
     if not condition:

@@ -20,7 +20,7 @@ from typing import Any
 from bcvit_jax.evaluate import aligned, write_whole
 from bcvit_jax.runtime import settings
 from tests.benchmarks import limit
-from tests.benchmarks.jobs import Shape
+from tests.benchmarks.jobs import BASELINES, Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,11 @@ def rows(quick: bool) -> list[Row]:
             found.append(Row(f"train/{peer}/{tail}", "train", job, shape, pairs, 2, memory))
         found.append(Row(f"forward/P1/{tail}", "forward", "forward", shape, pairs, 3))
         found.append(Row(f"forward/P3/{tail}", "forward_plain", "forward_plain", shape, pairs, 3))
+    for name in BASELINES:
+        tail = f"cnn/{name}/b8"
+        found.append(
+            Row(f"train/{tail}", "train_cnn", "train_cnn", Shape(name), 3, 2, f"memory/{tail}")
+        )
     crops = Shape(batch=32, side=112)
     found.append(Row("input/P4/decode", "read", "read", crops, 5, 16, "", "decode"))
     found.append(Row("input/P4/cache", "read", "read", crops, 5, 16, "", "cache"))

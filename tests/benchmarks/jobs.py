@@ -9,6 +9,7 @@ from PIL import Image
 CLASSES = 10
 SIZES = {"vit_t": (192, 3, 12), "vit_s": (384, 6, 12), "vit_b": (768, 12, 12)}
 """Width, heads, blocks that give maps."""
+BASELINES = ("vgg16", "resnet18", "resnet50", "seresnet50", "resnext50_32x4d", "efficientnet_b0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Shape:
     """One row's sizes."""
 
     size: str = "vit_s"
+    """Of `SIZES`, or one of `BASELINES`."""
     batch: int = 8
     side: int = 224
     stride: int = 12

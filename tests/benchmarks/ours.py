@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bcvit_jax.config import OptimizerConfig, RunConfig
+from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig, open_dataset, train_batches
 from bcvit_jax.program import (
     Program,
@@ -42,7 +42,27 @@ def program(shape: Shape, **model: Any) -> Program:
 
 def train(shape: Shape) -> Callable[[], object]:
     """A train step on a fixed batch."""
-    made, key, batch = program(shape), jax.random.key(0), random_batch(shape)
+    return _training(program(shape), shape)
+
+
+def train_cnn(shape: Shape) -> Callable[[], object]:
+    """The same of a convolutional baseline, with cross-entropy alone."""
+    return _training(baseline(shape), shape)
+
+
+def baseline(shape: Shape, **model: Any) -> Program:
+    """The baseline that `shape` names, by the recipe of `program`."""
+    model = {"name": shape.size, "image_size": shape.side} | model
+    optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=5e-4, momentum=0.9)
+    loss = LossConfig(contrastive=0.0)
+    config = RunConfig(
+        "benchmark", model, DataConfig(path=""), optimizer, loss, batch_size=shape.batch
+    )
+    return make_program(config, CLASSES, 100.0, 10_000, make_mesh())
+
+
+def _training(made: Program, shape: Shape) -> Callable[[], object]:
+    key, batch = jax.random.key(0), random_batch(shape)
     state: State = fresh_state(made, key)
     train_step = compiled(made.train_step, state, batch, key)
 
@@ -103,4 +123,13 @@ def compiled_memory(shape: Shape, **model: Any) -> int:
     return step.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportFunctionMemberAccess]
 
 
-__all__ = ["compiled_memory", "forward", "forward_plain", "program", "read", "train"]
+__all__ = [
+    "baseline",
+    "compiled_memory",
+    "forward",
+    "forward_plain",
+    "program",
+    "read",
+    "train",
+    "train_cnn",
+]

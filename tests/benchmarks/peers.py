@@ -8,6 +8,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
@@ -103,8 +104,10 @@ def contrastive(feature, label, alpha: float = 0.4):
     return torch.where(same, 1 - cosine, (cosine - alpha).clamp_min(0)).mean()
 
 
-def train(shape: Shape, network: Network | None = None) -> Callable[[], object]:
-    """A step of SGD with momentum on a fixed batch (P1)."""
+def train(
+    shape: Shape, network: nn.Module | None = None, weight: float = 1.0
+) -> Callable[[], object]:
+    """A step of SGD with momentum on a fixed batch (P1); `weight` of the contrastive loss."""
     network = network or Network(shape, whole_maps=False)
     batch = random_batch(shape)
     pixels = torch.from_numpy(batch["image"])
@@ -112,8 +115,11 @@ def train(shape: Shape, network: Network | None = None) -> Callable[[], object]:
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
 
     def step():
-        logits, feature = network(prepared(pixels))
-        loss = F.cross_entropy(logits, label) + contrastive(feature, label)
+        output = network(prepared(pixels))
+        logits, feature = output if weight else (output, None)
+        loss = F.cross_entropy(logits, label)
+        if weight:
+            loss = loss + weight * contrastive(feature, label)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -125,6 +131,18 @@ def train(shape: Shape, network: Network | None = None) -> Callable[[], object]:
 def train_whole_maps(shape: Shape) -> Callable[[], object]:
     """The same with whole maps (P2)."""
     return train(shape, Network(shape, whole_maps=True))
+
+
+def train_cnn(shape: Shape) -> Callable[[], object]:
+    """The same of a convolutional network, with cross-entropy alone."""
+    return train(shape, baseline(shape.size), weight=0.0)
+
+
+def baseline(name: str, **changes: Any) -> nn.Module:
+    """torchvision's network; timm's SE-ResNet-50, which torchvision has not."""
+    if name == "seresnet50":
+        return timm.create_model(name, num_classes=CLASSES, **changes)
+    return getattr(torchvision.models, name)(num_classes=CLASSES, **changes)
 
 
 def forward(shape: Shape) -> Callable[[], object]:
