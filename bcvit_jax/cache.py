@@ -50,8 +50,16 @@ class Squares:
     surroundings are for views wider than evaluation's, which is the `middle`.
     """
 
-    def __init__(self, dataset: Any, cache: str, centre_crop: float, side: int, margin: int = 0):
-        self.dataset = dataset
+    def __init__(
+        self,
+        dataset: Any,
+        cache: str,
+        centre_crop: float,
+        side: int,
+        margin: int = 0,
+        white: bool = False,
+    ):
+        self.dataset, self.white = dataset, white
         self.centre_crop, self.side, self.margin = centre_crop, side, margin
         sizes = [len(dataset.labels[fold]) for fold in dataset.folds]
         self.first = dict(zip(dataset.folds, itertools.accumulate([0, *sizes]), strict=False))
@@ -60,7 +68,7 @@ class Squares:
             rows = [
                 (fold, i) for fold, n in zip(dataset.folds, sizes, strict=True) for i in range(n)
             ]
-            key = f"{dataset.file_key} {centre_crop!r} {_DECODING}"
+            key = f"{dataset.file_key} {centre_crop!r} {_DECODING}{' white' if white else ''}"
             key = hashlib.sha256(key.encode()).hexdigest()[:16]
             around = f"+{margin}" if margin else ""
             name = f"cells-{key}-crop{centre_crop:g}-{side}px{around}.npy"
@@ -85,7 +93,7 @@ class Squares:
         return self.file[self.first[fold] + index][inner, inner]
 
     def _make(self, fold: str, index: int, margin: int) -> np.ndarray:
-        return self.dataset.square(fold, index, self.centre_crop, self.side, margin)
+        return self.dataset.square(fold, index, self.centre_crop, self.side, margin, self.white)
 
 
 def open_square_file(

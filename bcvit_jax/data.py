@@ -51,6 +51,7 @@ class DataConfig:
     balance: bool = True
     balance_target: int = 0  # images a class; 0 = median class count of the training folds
     centre_crop: float = 1.0  # side of the centred square kept, as a share of the shorter side
+    white_background: bool = False  # scale each channel so that the background is 240
     flips_turns: bool = False  # one of the eight flips and quarter turns, drawn anew each time
     crop_area: tuple[float, float] = (1.0, 1.0)  # random resized crop: range of the area kept
     crop_ratio: tuple[float, float] = (1.0, 1.0)  # and of its width / height
@@ -119,7 +120,7 @@ def balance_plan(labels: np.ndarray, target: int, seed: int) -> tuple[np.ndarray
 def _squares(dataset: CellDataset, config: DataConfig, image_size: int) -> Squares:
     side = config.cache_size or image_size
     crop, around = config.centre_crop, margin(side, config.augment)
-    return Squares(dataset, config.cache, crop, side, around)
+    return Squares(dataset, config.cache, crop, side, around, config.white_background)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +312,8 @@ def train_batches(
     }
     settings = dataclasses.asdict(config)
     del settings["augment"]
+    if not config.white_background:
+        del settings["white_background"]
     # What is off is left out, so that streams go on which were saved before it existed.
     settings |= {f"augment.{name}": value for name, value in config.augment.changes.items()}
     identity |= {f"data.{name}": settings[name] for name in settings if name not in _NOT_PIXELS}

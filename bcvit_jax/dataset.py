@@ -59,10 +59,16 @@ class CellDataset:
         return np.asarray(self._decode(fold, index))
 
     def square(
-        self, fold: str, index: int, centre_crop: float, side: int, margin: int = 0
+        self,
+        fold: str,
+        index: int,
+        centre_crop: float,
+        side: int,
+        margin: int = 0,
+        white: bool = False,
     ) -> np.ndarray:
         """The middle of the picture as uint8 [side, side, 3], see `augment.centre_square`."""
-        return centre_square(self._decode(fold, index), centre_crop, side, margin)
+        return centre_square(self._decode(fold, index), centre_crop, side, margin, white)
 
     def _decode(self, fold: str, index: int) -> Image.Image:
         try:

@@ -57,9 +57,7 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
         scores = {key: entry[key] for key in ("top1", "macro_f1", "balanced_accuracy", "n")}
         networks.append({"file": file, "held_out": entry["fold"], "step": step, **scores})
     assert model is not None
-    preprocessing = exported.Preprocessing(
-        model.image_size, config.data.cache_size or model.image_size, config.data.centre_crop
-    )
+    preprocessing = exported.preprocessing_of(config.data, model.image_size)
     dataset = report["run"]["dataset"]
     card = {
         "format": exported.FORMAT,
@@ -160,6 +158,7 @@ def _preprocessor(preprocessing) -> bytes:
         "do_normalize": True,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
+        "do_white_background": preprocessing.white_background,
     }
     return (json.dumps(values, indent=1) + "\n").encode()
 
@@ -199,7 +198,7 @@ def model_card(card: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 ## Details
 
-- Input: {model["image_size"]}×{model["image_size"]} pixels, RGB in [−1, 1].
+- Input: {model["image_size"]}×{model["image_size"]} pixels, RGB in [−1, 1]{_light(card)}.
 - {_sizes(card)}
 - Classes: {names}.
 
@@ -247,6 +246,11 @@ Cells of folds that the network was not trained on.
 |---|---|---|---|---|
 {rows}
 """
+
+
+def _light(card: Mapping[str, Any]) -> str:
+    white = card["preprocessing"]["white_background"]
+    return ";\n  each channel is scaled first so that the background is 240 of 255" if white else ""
 
 
 def _sizes(card: Mapping[str, Any]) -> str:

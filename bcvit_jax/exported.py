@@ -40,12 +40,23 @@ class Preprocessing:
     """Side in pixels to which the centred square is scaled first (bicubic)."""
     centre_crop: float
     """Side of that square as a share of the picture's shorter side; 1 is the whole picture."""
+    white_background: bool = False
+    """Whether `augment.white_background` takes the light's colour out first."""
 
     def __call__(self, picture: np.ndarray | Image.Image) -> np.ndarray:
         """A picture, uint8 [h, w, 3] or Pillow's -> uint8 [s, s, 3]."""
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
-        return resize(centre_square(picture, self.centre_crop, self.square_size), self.image_size)
+        square = centre_square(
+            picture, self.centre_crop, self.square_size, white=self.white_background
+        )
+        return resize(square, self.image_size)
+
+
+def preprocessing_of(data: Any, image_size: int) -> Preprocessing:
+    """What the evaluation of a run does: of its `config.data` and its network's image size."""
+    side = data.cache_size or image_size
+    return Preprocessing(image_size, side, data.centre_crop, data.white_background)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,7 +173,7 @@ def _restored(workdir: Path, config, dataset, fold: str):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from bcvit_jax.checkpoint import Checkpoints
-    from bcvit_jax.exported import Preprocessing
+    from bcvit_jax.exported import preprocessing_of
     from bcvit_jax.program import make_mesh, make_program
 
     mesh = make_mesh()
@@ -186,8 +186,7 @@ def _restored(workdir: Path, config, dataset, fold: str):
     restored = Checkpoints(workdir / fold / "checkpoints").restore(abstract)
     if restored is None:
         raise UserError(f"{workdir / fold} has no checkpoint; train it again, or restore a backup")
-    size = program.model.image_size
-    way = Preprocessing(size, config.data.cache_size or size, config.data.centre_crop)
+    way = preprocessing_of(config.data, program.model.image_size)
     return restored[0], program.predict_step, restored[1].variables, way
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bcvit_jax.augment import resize
 from bcvit_jax.errors import UserError
 from bcvit_jax.evaluate import (
     evaluate_fold,
@@ -107,9 +106,7 @@ def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -
 
 def read_cell(dataset, fold: str, index: int, classifier):
     """A cell of a data set as the network's input."""
-    way = classifier.preprocessing
-    square = dataset.square(fold, int(index), way.centre_crop, way.square_size)
-    return resize(square, way.image_size)
+    return classifier.preprocessing(dataset.image(fold, int(index)))
 
 
 def _together(found):

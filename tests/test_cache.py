@@ -76,6 +76,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_white_and_plain_squares_share_no_file(cells, tmp_path):
+    plain = Squares(cells, str(tmp_path), 0.8, 20)
+    white = Squares(cells, str(tmp_path), 0.8, 20, margin=4, white=True)
+    expected = cells.square("fold0", 3, 0.8, 20, white=True)
+    np.testing.assert_array_equal(white.middle("fold0", 3), expected)
+    assert (plain.get("fold0", 3) != expected).any()
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_middle_of_the_squares_is_the_same_with_a_margin_and_a_cache(cells, tmp_path, cached):
     cache = str(tmp_path) if cached else ""

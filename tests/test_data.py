@@ -22,6 +22,7 @@ from bcvit_jax.data import (
     train_batches,
 )
 from bcvit_jax.errors import UserError
+from bcvit_jax.exported import preprocessing_of
 
 SIZE = 24
 LIVELY = {
@@ -296,6 +297,16 @@ def test_evaluation_sees_the_same_pixels_with_and_without_a_cache(cells, tmp_pat
     wide = dataclasses.replace(cached, augment=AugmentConfig(zoom=(0.5, 1.0)))
     assert_same(list(evaluation_batches(cells, 2, wide, SIZE, 8)), expected)
     assert len(list(tmp_path.glob("*.npy"))) == 2  # one of them with the surroundings
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_prediction_sees_what_evaluation_saw(cells, white):
+    config = DataConfig(path="tiny", centre_crop=0.8, cache_size=40, white_background=white)
+    preprocess = preprocessing_of(config, SIZE)
+    for batch in evaluation_batches(cells, 2, config, SIZE, 8):
+        for image, index in zip(batch["image"], batch["index"], strict=True):
+            if index >= 0:
+                np.testing.assert_array_equal(image, preprocess(cells.image("fold2", index)))
 
 
 def test_a_zoomed_out_training_image_shows_more_of_the_picture(cells, stream):
