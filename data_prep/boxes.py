@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_prep.coco import coco_from_fields, fields_from_coco, label_studio_from_fields
-from data_prep.command import run_command, say
+from data_prep.command import names, run_command, say
 from data_prep.errors import BuildError
 from data_prep.fields import Fault, Field, FieldSet, Findings, image_path, labels_of
 from data_prep.files import (
@@ -94,11 +94,6 @@ def run(options: argparse.Namespace) -> None:
     else:
         write_voc(fields, out, options.overwrite)
     say(f"{out}: {summary(fields)}")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The names of a comma-separated list."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def summary(fields: FieldSet) -> str:

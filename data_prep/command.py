@@ -1,4 +1,4 @@
-"""What the commands of data_prep share: errors as one sentence, exit statuses, printing."""
+"""What the commands of data_prep share: lists of names, errors as a sentence, exit statuses."""
 
 import argparse
 import signal
@@ -37,3 +37,8 @@ def run_command(
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print at once; of file names, what no terminal can show is escaped."""
     print(text.encode("utf-8", "backslashreplace").decode(), file=stream or sys.stdout, flush=True)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names of a comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -22,7 +22,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.command import run_command, say
+from data_prep.command import names, run_command, say
 from data_prep.errors import BuildError
 from data_prep.place import (
     REQUEST,
@@ -93,11 +93,6 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-score", type=float, default=0.5, help="leave out boxes scored lower (default 0.5)"
     )
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The names of a comma-separated list."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def rule_of(options: argparse.Namespace) -> "Rule":

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from data_prep.boxes import names, only, read_boxes, summary
+from data_prep.boxes import only, read_boxes, summary
 from data_prep.coco import coco_from_fields
-from data_prep.command import run_command, say
+from data_prep.command import names, run_command, say
 from data_prep.errors import BuildError
 from data_prep.fields import Field, FieldSet
 from data_prep.files import json_text, replace_file, write_json

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.boxes import names, read_boxes, summary
+from data_prep.boxes import read_boxes, summary
 from data_prep.coco import coco_from_fields
-from data_prep.command import run_command, say
+from data_prep.command import names, run_command, say
 from data_prep.detect import SMALL, check_share, find_image_files, load_detector
 from data_prep.errors import BuildError
 from data_prep.fields import Fault, Field, FieldSet, Findings, labels_of

@@ -11,11 +11,7 @@ folders with `groups.csv` (path, slide), as `python -m data_prep.build folder` r
 from __future__ import annotations
 
 import csv
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +23,7 @@ from data_prep.errors import BuildError
 from data_prep.smear import Canvas, Disc, Drawn, free_spot, strew_platelets, strew_red_cells
 from data_prep.stain import Stain, photograph
 from data_prep.white_cell import CellType, Cytoplasm, Granules, Nucleus, draw_white_cell
+from data_prep.workers import run_in_order
 
 # Tints of granules: azure, purple, eosin, haemoglobin.
 BASOPHILIC = (0.2, 1.0, 0.1, 0.0)
@@ -288,15 +285,9 @@ def render_dataset(
         for code in SYNTHETIC_CLASSES
         for number in range(images_per_class)
     ]
-    work = partial(_render_file, directory, size, seed)
-    workers = workers or _usable_cores()
-    progress = partial(tqdm, total=len(jobs), desc="rendering", unit="image", disable=None)
-    if workers == 1:
-        rows = [work(job) for job in progress(jobs)]
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            rows = list(progress(pool.map(work, jobs, chunksize=25)))
+    tasks = [(directory, size, seed, *job) for job in jobs]
+    rendered = run_in_order(_render_file, tasks, workers)
+    rows = list(tqdm(rendered, total=len(jobs), desc="rendering", unit="image", disable=None))
     with (directory / "groups.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "slide"))
@@ -304,10 +295,9 @@ def render_dataset(
 
 
 def _render_file(
-    directory: Path, size: int, seed: int, job: tuple[str, int, int]
+    directory: Path, size: int, seed: int, code: str, number: int, slide: int
 ) -> tuple[str, str]:
     """Render and write one picture of the data set; its row of groups.csv."""
-    code, number, slide = job
     stain = Stain.draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, slide))))
     key = (1, SYNTHETIC_CLASSES.index(code), number)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
@@ -315,12 +305,6 @@ def _render_file(
     picture = render_cell(code, rng, size, stain.vary(rng))
     Image.fromarray(picture).save(directory / name, compress_level=3)
     return name, f"slide{slide + 1:02d}"
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _kind(code: str) -> CellType:
