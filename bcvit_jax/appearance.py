@@ -27,6 +27,7 @@ _RANGES = (
     ("zoom", 0.25, 4.0),
 )
 _STRENGTHS = (
+    ("share", 1.0),
     ("stain_hue", 0.5),
     ("channel_mix", 0.5),
     ("background", 2.0),
@@ -48,6 +49,8 @@ class AugmentConfig:
     switch a change off, and off is the default. Errors: UserError on a value out of its range.
     """
 
+    share: float = 1.0
+    """Share of the pictures that are changed; the others stay as this laboratory made them."""
     stain_hue: float = 0.0
     """Turn of both dyes' colours, in turns of the colour circle."""
     stain_strength: tuple[float, float] = (1.0, 1.0)

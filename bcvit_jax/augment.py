@@ -181,6 +181,8 @@ def augment(
     """
     side = square.shape[0] - 2 * margin
     image = Image.fromarray(square)
+    if look.share < 1.0 and rng.random() >= look.share:
+        look = OFF
     bright = background(square) if look.recolours else np.zeros(3)
     left, top, right, bottom = view(side, margin, look, rng)
     if crop_area != (1.0, 1.0) or crop_ratio != (1.0, 1.0):

@@ -95,6 +95,7 @@ def get_config(variant: str = "") -> Any:
     config.data.threads = 4
     # What other laboratories do otherwise; bcvit_jax.appearance.AugmentConfig tells them. All off.
     config.data.augment = ConfigDict()
+    config.data.augment.share = 1.0
     for name in ("stain_hue", "channel_mix", "background", "white_balance", "grey"):
         config.data.augment[name] = 0.0
     for name in ("blur", "sharpen", "noise", "shift"):

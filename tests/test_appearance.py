@@ -48,9 +48,18 @@ def drawn(config: AugmentConfig, count: int, size: int = 30) -> list[np.ndarray]
 
 
 def test_there_is_a_lively_value_for_every_field():
-    assert LIVELY.keys() == {field.name for field in dataclasses.fields(AugmentConfig)}
+    assert LIVELY.keys() | {"share"} == {f.name for f in dataclasses.fields(AugmentConfig)}
     assert AugmentConfig(**LIVELY).changes == LIVELY
     assert OFF.changes == {} and not OFF.recolours and not OFF.degrades
+
+
+def test_a_share_of_the_pictures_is_changed_and_the_rest_is_left_alone():
+    images = drawn(AugmentConfig(**LIVELY, share=0.3), 300)
+    side = 40 + 2 * margin(40, AugmentConfig(**LIVELY))
+    untouched = augment(picture(side), 30, 0, np.random.default_rng(0), margin=(side - 40) // 2)
+    changed = sum(not np.array_equal(image, untouched) for image in images)
+    assert 60 <= changed <= 120  # 90 expected, standard deviation 8
+    assert not any(np.array_equal(i, untouched) for i in drawn(AugmentConfig(**LIVELY), 30))
 
 
 @pytest.mark.parametrize("margin", [0, 7])
