@@ -100,6 +100,16 @@ def load_config(name: str) -> ConfigDict:
     return config
 
 
+def variants(file: str) -> list[str]:
+    """The variants that a config file names in its function `variants`; none without one.
+
+    Errors: UserError as of `load_config`.
+    """
+    load_config(file)
+    named = runpy.run_path(file).get("variants")
+    return list(named()) if named else []
+
+
 def _place(error: Exception, file: str) -> str:
     """`configs/mine.py, line 12`: where in the file, or in another that it reads, it went wrong."""
     if isinstance(error, SyntaxError) and error.filename:

@@ -168,6 +168,12 @@ def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
     ]
 
 
+def recipe(config: RunConfig) -> dict[str, Any]:
+    """What decides the result but for the seed: {"data.balance": True, …}."""
+    flat = _flat(to_dict(config))
+    return {name: flat[name] for name in sorted(flat) if name not in (*FREE_FIELDS, "seed")}
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in values.items():

@@ -18,6 +18,7 @@ from absl import flags
 
 from bcvit_jax.appearance import OFF, AugmentConfig, margin
 from bcvit_jax.augment import augment, dihedral, mix_batch, resize
+from bcvit_jax.balance import balance_plan
 from bcvit_jax.cache import Squares
 from bcvit_jax.dataset import CellDataset, check_folds, open_dataset
 from bcvit_jax.errors import UserError
@@ -36,7 +37,8 @@ __all__ = [
 
 # Config fields that are arguments of `augment`
 _CHANGES = ("flips_turns", "crop_area", "crop_ratio", "brightness", "contrast", "saturation", "hue")
-_NOT_PIXELS = ("path", "cache", "workers", "threads")  # config fields that change no batch
+# Config fields that change no batch, or, as protocol, change the data set that batches are of
+_NOT_PIXELS = ("path", "cache", "workers", "threads", "protocol")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class DataConfig:
     """
 
     path: str
+    protocol: str = "leak_free"  # or "paper": balanced before splitting, see balance.py
     balance: bool = True
     balance_target: int = 0  # images a class; 0 = median class count of the training folds
     centre_crop: float = 1.0  # side of the centred square kept, as a share of the shorter side
@@ -75,6 +78,11 @@ class DataConfig:
             "crop_area": (_ordered(self.crop_area, 1.0), "be two numbers 0 < low ≤ high ≤ 1"),
             "crop_ratio": (_ordered(self.crop_ratio), "be two numbers 0 < low ≤ high"),
             "hue": (0.0 <= self.hue <= 0.5, "lie in [0, 0.5] (turns)"),
+            "protocol": (self.protocol in ("leak_free", "paper"), "be leak_free or paper"),
+            "balance": (
+                self.balance or self.protocol == "leak_free",
+                "be True where config.data.protocol is 'paper', which balances before splitting",
+            ),
         }
         strengths = ("brightness", "contrast", "saturation", "mixup", "cutmix")
         for name in (*strengths, "balance_target", "cache_size", "workers", "threads"):
@@ -83,38 +91,14 @@ class DataConfig:
             if not holds:
                 raise UserError(f"config.data.{name} is {getattr(self, name)}; it must {rule}.")
 
+    @property
+    def balances_training(self) -> bool:
+        """Whether the training folds are still to be balanced."""
+        return self.balance and self.protocol == "leak_free"
+
 
 def _ordered(bounds: tuple[float, ...], highest: float = float("inf")) -> bool:
     return len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1] <= highest
-
-
-def balance_plan(labels: np.ndarray, target: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which images, turned how, make the classes equal: (index int64 [m], transform int8 [m]).
-
-    A class of more than `target` images (0 = the median count of the classes present, rounded down)
-    is undersampled without replacement. A smaller one grows to `target`, but at most eightfold,
-    by distinct (image, flip or turn) pairs: all its originals first, then round after round one
-    new transform of each image, so that no image comes more than once more often than another.
-    Reading: the paper turns by 90 and 180 degrees and flips both ways, to a target that is lost;
-    here all eight count.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    target = target or int(np.median(counts))
-    rng = np.random.default_rng(seed)
-    indices, transforms = [], []
-    for wanted in classes:
-        own = np.flatnonzero(labels == wanted)
-        if len(own) >= target:
-            indices.append(np.sort(rng.choice(own, target, replace=False)))
-            transforms.append(np.zeros(target, np.int8))
-            continue
-        turns = rng.permuted(np.tile(np.arange(1, 8, dtype=np.int8), (len(own), 1)), axis=1)
-        order = np.concatenate([rng.permutation(len(own)) for _ in range(7)])
-        rounds = np.repeat(np.arange(7), len(own))
-        extra = min(target - len(own), 7 * len(own))
-        indices += [own, own[order[:extra]]]
-        transforms += [np.zeros(len(own), np.int8), turns[order, rounds][:extra]]
-    return np.concatenate(indices).astype(np.int64), np.concatenate(transforms)
 
 
 def _squares(dataset: CellDataset, config: DataConfig, image_size: int) -> Squares:
@@ -281,7 +265,7 @@ def train_batches(
     index_in_fold = np.concatenate([np.arange(size) for size in sizes])
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
     index, transform = np.arange(len(labels)), np.zeros(len(labels), np.int8)
-    if config.balance:
+    if config.balances_training:
         index, transform = balance_plan(labels, config.balance_target, seeds[0])
 
     squares = _squares(dataset, config, image_size)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bcvit_jax.balance import under_protocol
 from bcvit_jax.config import RunConfig, differences, from_dict, to_dict
 from bcvit_jax.data import CellDataset, open_dataset
 from bcvit_jax.errors import UserError
@@ -26,6 +27,7 @@ from bcvit_jax.journal import Journal
 from bcvit_jax.program import make_mesh
 from bcvit_jax.provenance import continued, provenance
 from bcvit_jax.report import to_json, write_report
+from bcvit_jax.report_page import LEAK
 from bcvit_jax.runtime import described
 from bcvit_jax.signals import Signals
 from bcvit_jax.train import FoldRun, balanced_counts, check_run, train_fold
@@ -44,6 +46,7 @@ def run(values: Mapping[str, Any], workdir: Path, signals: Signals) -> None:
     if config.distributed:
         _join_cluster()
     dataset = open_dataset(config.data.path, cache=config.data.cache)
+    dataset = under_protocol(dataset, config.data.protocol, config.data.balance_target)
     check_run(config, dataset)
     old = _check_workdir(config, dataset, workdir)
     names = [dataset.folds[i] for i in config.folds]
@@ -85,6 +88,7 @@ def _report(
             "donor_separated": dataset.donor_separated,
             "group_kind": dataset.group_kind,
             "fingerprint": dataset.fingerprint,
+            "protocol": config.data.protocol,
             "counts": counts,
             "balanced": {
                 p.fold: balanced_counts(config, dataset, dataset.folds.index(p.fold))
@@ -102,6 +106,8 @@ def _report(
         if not (workdir / p.fold / "predictions.csv").exists():
             save_predictions(workdir / p.fold / "predictions", p)
     _say(table(summary))
+    if config.data.protocol == "paper":
+        _say(f"\nWARNING: {LEAK}")
     _say(f"\nreport: {workdir / 'report.html'}")
 
 
@@ -186,6 +192,7 @@ def _join_cluster() -> None:
 def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
     total = sum(len(labels) for labels in dataset.labels.values())
     devices = jax.devices()
+    leak = f"\nWARNING: {LEAK}" if config.data.protocol == "paper" else ""
     donors = "" if dataset.donor_separated else "; donors may be shared between folds"
     return (
         f"{config.title}\n"
@@ -195,7 +202,7 @@ def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
         f"  held out  {', '.join(dataset.folds[i] for i in config.folds)}\n"
         f"  devices   {len(devices)} × {devices[0].device_kind}\n"
         f"  folder    {workdir}\n"
-        f"  settings  {described(os.environ) or 'none'}"
+        f"  settings  {described(os.environ) or 'none'}{leak}"
     )
 
 

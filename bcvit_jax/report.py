@@ -101,9 +101,12 @@ def mistake_pictures(
         return [], "The run does not name its data set, so there are no pictures."
     try:
         if dataset is None:
+            from bcvit_jax.balance import under_protocol
             from bcvit_jax.dataset import open_dataset
 
             dataset = open_dataset(path, cache=str(settings.get("cache") or ""))
+            protocol, target = settings.get("protocol"), settings.get("balance_target")
+            dataset = under_protocol(dataset, protocol or "leak_free", target or 0)
         if any(
             row["index"] >= len(dataset.sources.get(row["fold"], ()))
             or dataset.sources[row["fold"]][row["index"]] != row["source"]

@@ -28,6 +28,11 @@ from bcvit_jax.report_sections import (
 )
 
 NOTICE = "For research use only; not a medical device."
+LEAK = (
+    "The images were balanced before they were split into folds (config.data.protocol is 'paper'), "
+    "so turned copies of one cell stand in training and among the held-out images: the figures are "
+    "too high, and hold for no new cell."
+)
 FEW_GROUPS = 30
 FEW_IMAGES = 10
 
@@ -114,6 +119,8 @@ def _spread(spread: Mapping[str, float | None]) -> str:
 
 def donor_statement(dataset: Mapping[str, Any]) -> str:
     """One sentence: whether cells of one donor can stand in training and in held-out data."""
+    if dataset.get("protocol") == "paper":
+        return LEAK
     optimistic = "donors may be shared between folds, so these figures may be optimistic."
     if dataset.get("donor_separated"):
         return "All cells of a donor are in one fold: the figures are for donors not seen before."
@@ -271,10 +278,12 @@ def _dataset_part(dataset: Mapping[str, Any], chosen: Sequence[int]) -> str:
     """
     parts = [f"<p>{text(donor_statement(dataset))}</p>"]
     names, counts = dataset.get("class_names") or [], dataset.get("counts") or {}
-    balanced = dataset.get("balanced") or {}
+    copies = dataset.get("protocol") == "paper"  # balanced already, before the split
+    balanced = {} if copies else dataset.get("balanced") or {}
     if counts:
         columns = [*counts.values(), [sum(row) for row in zip(*counts.values(), strict=True)]]
-        parts.append("<h3>Images</h3>" + count_table(names, [*counts, "all"], columns))
+        kind = "Balanced copies" if copies else "Images"
+        parts.append(f"<h3>{kind}</h3>" + count_table(names, [*counts, "all"], columns))
     if balanced and counts:
         parts.append(
             "<h3>Training images after balancing</h3>"

@@ -151,6 +151,7 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
 
 def _open(workdir: Path, data: str):
     """The run's settings and its data set, at `data` where that is not empty."""
+    from bcvit_jax.balance import under_protocol
     from bcvit_jax.config import from_dict
     from bcvit_jax.data import open_dataset
     from bcvit_jax.export import read_json
@@ -158,6 +159,7 @@ def _open(workdir: Path, data: str):
     config = from_dict(read_json(workdir / "config.json"))
     origin = read_json(workdir / "provenance.json")
     dataset = open_dataset(data or config.data.path, cache=config.data.cache)
+    dataset = under_protocol(dataset, config.data.protocol, config.data.balance_target)
     if dataset.fingerprint != origin.get("dataset_fingerprint"):
         raise UserError(
             f"{workdir} was trained on another data set than {data or config.data.path} "

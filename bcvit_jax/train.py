@@ -139,7 +139,7 @@ def balanced_counts(config: RunConfig, dataset: CellDataset, held_out: int) -> n
     """Images a class that an epoch trains on, int64 [c]."""
     names = [dataset.folds[i] for i in train_folds(config, dataset, held_out)]
     labels = np.concatenate([dataset.labels[name] for name in names])
-    if config.data.balance:
+    if config.data.balances_training:
         labels = labels[balance_plan(labels, config.data.balance_target, 0)[0]]
     return np.bincount(labels, minlength=len(dataset.class_names))
 

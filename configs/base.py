@@ -76,6 +76,8 @@ def get_config(variant: str = "") -> Any:
 
     config.data = ConfigDict()
     config.data.path = "data/lmu"
+    # leak_free: split, then balance the training folds. paper: the other way round, which leaks.
+    config.data.protocol = "leak_free"
     config.data.balance = True
     config.data.balance_target = 0
     config.data.centre_crop = 1.0
