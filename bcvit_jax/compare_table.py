@@ -12,7 +12,7 @@ DASH = "\N{EN DASH}"
 
 def cost_rows(content: Mapping[str, Any]) -> list[list[str]]:
     """A head, then what a network costs: parameters, multiply-accumulates, time an image."""
-    rows = [["", "parameters", "GMAC", "GFLOP", "training ms", "inference ms"]]
+    rows = [["", "parameters", "GMAC", "GFLOP", "training ms/image", "inference ms/image"]]
     for row in content["rows"]:
         sizes = [f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e9:.2f}"]
         times = [_number(row[key], 2) for key in ("training_ms", "inference_ms")]
@@ -145,8 +145,8 @@ def picture(content: Mapping[str, Any], kind: str) -> bytes:
     at: dict[float, int] = {}
     for place, row in enumerate(rows):
         # Networks of the same cost stand side by side.
-        beside = at[row["macs"]] = at.get(row["macs"], -1) + 1
-        x, top1 = row["macs"] / 1e9 * 1.03**beside, row["top1"]
+        steps = at[row["macs"]] = at.get(row["macs"], -1) + 1
+        x, top1 = row["macs"] / 1e9 * 1.03**steps, row["top1"]
         low, high = top1["interval"] or (top1["value"], top1["value"])
         bars = [[max(top1["value"] - low, 0)], [max(high - top1["value"], 0)]]
         style = {"color": colours[place % 10], "marker": "s" if row["difference"] is None else "o"}
@@ -158,7 +158,10 @@ def picture(content: Mapping[str, Any], kind: str) -> bytes:
     axes.set_xlim(min(costs) / 1.4, max(costs) * 1.03 ** max(at.values()) * 1.4)
     axes.set_xlabel("multiply-accumulates of one image, 10⁹")
     axes.set_ylabel("top-1 accuracy")
-    axes.set_title(f"{content['images']:,} held-out images; bars 95 %, dashes seeds", size=10)
+    beside = "; of equal cost: side by side" if any(at.values()) else ""
+    axes.set_title(
+        f"{content['images']:,} held-out images; bars 95 %, dashes seeds{beside}", size=10
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.tick_params(which="both", labelsize=8)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bcvit_jax import macs
 from bcvit_jax.config import RunConfig
+from bcvit_jax.models.convolve import plain_convolutions
 from bcvit_jax.program import abstract_batch, compiled, fresh_state, make_mesh, make_program
 
 _ROUNDS, _SECONDS = 5, 3.0  # of timing: as many forward passes at least, and as long
@@ -25,25 +26,26 @@ def of_network(config: RunConfig, classes: int) -> dict[str, int]:
     plain = dataclasses.replace(config, model={**config.model, "dtype": "float32"})
     program = make_program(plain, classes, 1.0, 1, make_mesh())
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(program.init, key).params
+    state = jax.eval_shape(program.init, key)
     devices = jax.device_count()  # which share a batch
     images = abstract_batch(devices, program.model.image_size)["image"]
-    count = macs.macs(program.predict_step, params, images) // devices
-    return {"parameters": macs.parameters(params), "macs": count, "flops": 2 * count}
+    with plain_convolutions():
+        count = macs.macs(program.predict_step, state.variables, images) // devices
+    return {"parameters": macs.parameters(state.params), "macs": count, "flops": 2 * count}
 
 
 def inference(config: RunConfig, classes: int) -> float:
     """Milliseconds an image of the forward pass on the devices here: the median of rounds."""
     program = make_program(config, classes, 1.0, 1, make_mesh())
-    params = fresh_state(program, jax.random.key(0)).params
+    variables = fresh_state(program, jax.random.key(0)).variables
     size, batch = program.model.image_size, config.eval_batch_size
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-    step = compiled(program.predict_step, params, images)
-    jax.block_until_ready(step(params, images))
+    step = compiled(program.predict_step, variables, images)
+    jax.block_until_ready(step(variables, images))
     taken: list[float] = []
     while len(taken) < _ROUNDS or sum(taken) < _SECONDS:
         begin = time.perf_counter()
-        jax.block_until_ready(step(params, images))
+        jax.block_until_ready(step(variables, images))
         taken.append(time.perf_counter() - begin)
     return 1000 * float(np.median(taken)) / batch
 

@@ -4,14 +4,15 @@
     python -m bcvit_jax.main --config=configs/ablations.py:short,no_selection
     python -m bcvit_jax.sweep --config=configs/ablations.py:short --out runs/ablations
 
-The recipe is the paper's (`configs/base.py`); the word `pbc10` before the change takes
-`configs/pbc10.py` instead, and `short` the same in minutes on two CPU cores. Changes:
-`bcvit` (none); Table 5, patches of 16 or 32 pixels, overlapping or side by side: `patch16_apart`,
-`patch32_overlap`, `patch32_apart`; Table 6: `no_contrastive`, `vit`, `vit_no_contrastive`; the
-selection alone: `no_selection`; the readings: `squeeze_mean`, `squeeze_entropy`, `gradient_none`,
-`literal` (both of the paper's words), `last_block` (11+1 blocks); `leaky`, which balances before
-splitting, and whose held-out images are other ones. Reading: `vit` keeps the recipe's activation,
-so that it lacks the overlap and the selection and nothing else. Results: not measured.
+The recipe is the paper's (`configs/base.py`); the word `:pbc10` before the change takes
+`configs/pbc10.py` instead, and `:short` the same in minutes on two CPU cores. Changes: `:bcvit`
+(none); Table 5, patches of 16 or 32 pixels, overlapping or side by side: `:patch16_apart`,
+`:patch32_overlap`, `:patch32_apart`; Table 6: `:no_contrastive`, `:vit`, `:vit_no_contrastive`; the
+selection alone: `:no_selection`; the readings: `:squeeze_mean`, `:squeeze_entropy`,
+`:gradient_none`, `:literal` (both of the paper's words), `:last_block` (11+1 blocks); `:leaky`,
+which balances before splitting, and whose held-out images are other ones. Reading: `:vit` keeps the
+recipe's activation, so that it lacks the overlap and the selection and nothing else. Results: not
+measured.
 """
 
 from configs import base, pbc10

@@ -3,14 +3,14 @@
     python -m bcvit_jax.main --config=configs/sizes.py:depth2
     python -m bcvit_jax.sweep --config=configs/sizes.py --out runs/sizes
 
-Published (non-overlapping patches, AML-Cytomorphology_LMU): `depth12` 91.88, `depth2` 83.17,
-`width256` 78.08 with "7 MB" and "1.18 GFLOPs" (multiply-accumulates). The rest of the table is
+Published (non-overlapping patches, AML-Cytomorphology_LMU): `:depth12` 91.88, `:depth2` 83.17,
+`:width256` 78.08 with "7 MB" and "1.18 GFLOPs" (multiply-accumulates). The rest of the table is
 lost. How the paper counts a size is unresolved: no MLP of four times the width fits its smallest
 network. Here `depth` counts the blocks that give attention maps and the sparse block is extra, as
-everywhere else, and the MLP is 3072 wide in all rows, so `width256` has 9.45 M parameters. The two
-nearest other readings of that row are `width256_counted` (four blocks with the sparse one, 7.61 M,
-1.13 GMAC without the attention products) and `width256_mlp2048` (6.83 M, 1.08 GMAC). `width512`
-and `width384` are ours, for the curve between. Wall-clock and results: not measured (they need the
+everywhere else, and the MLP is 3072 wide in all rows, so `:width256` has 9.45 M parameters. The two
+nearest other readings of that row are `:width256_counted` (four blocks with the sparse one, 7.61 M,
+1.13 GMAC without the attention products) and `:width256_mlp2048` (6.83 M, 1.08 GMAC). `:width512`
+and `:width384` are ours, for the curve between. Wall-clock and results: not measured (they need the
 data set and a GPU).
 """
 

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from bcvit_jax import compare
 from bcvit_jax.config import from_dict, to_dict
 from bcvit_jax.evaluate import Predictions, save_predictions
-from bcvit_jax.models import model_config
+from bcvit_jax.models import BCViTConfig, model_config
 from configs import base
 from tests.test_main import TINY
 
@@ -91,6 +91,7 @@ def test_costs_are_those_of_the_network(runs):
     found = compare.compare(compare.load_all(runs))["rows"]
     sizes = {key.partition(".")[2]: TINY[key] for key in TINY if key.startswith("model.")}
     model = model_config("bcvit_base_patch16_s12_224", 4, **sizes)
+    assert isinstance(model, BCViTConfig)
     d, m, n, depth = model.width, model.mlp_width, model.num_patches + 1, model.num_maps
     block = n * (4 * d * d + 2 * d * m) + 2 * n * n * d
     assert found[1]["macs"] == (n - 1) * 8 * 8 * 3 * d + depth * block + d * 4

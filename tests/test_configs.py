@@ -13,10 +13,11 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from bcvit_jax.appearance import OFF
-from bcvit_jax.config import RunConfig, from_dict, to_dict
+from bcvit_jax.config import RunConfig, from_dict, recipe, to_dict
+from bcvit_jax.costs import of_network
 from bcvit_jax.models import BCViTConfig
 from bcvit_jax.program import abstract_batch, make_mesh, make_program, network_config
-from configs import base
+from configs import ablations, base
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
@@ -43,6 +44,7 @@ def variants(name: str) -> list[str]:
 
 ALL = [(name, variant) for name in NAMES for variant in variants(name)]
 ALL += [("pbc10", "short,robust"), ("baselines", "resnet18,groupnorm,short")]
+ALL += [("ablations", "short,leaky"), ("ablations", "pbc10,vit")]
 
 
 def run_config(name: str, variant: str = "", **model) -> RunConfig:
@@ -167,6 +169,49 @@ def test_pbc10_robust_changes_the_pictures_and_nothing_else():
     short, both = run_config("pbc10", "short"), run_config("pbc10", "short,robust")
     assert (short.epochs, both.epochs) == (3, 3)
     assert both.data == run_config("pbc10", "robust").data
+
+
+@pytest.mark.parametrize(("name", "words"), [("base", ""), ("pbc10", ""), ("pbc10", "short")])
+def test_an_ablation_changes_one_part_of_its_recipe(name, words):
+    plain = network_and_recipe(run_config(name, words))
+    prefix = f"{words or name}," if name == "pbc10" else ""
+    expected = {
+        "bcvit": {},
+        "patch16_apart": {"stride": 16},
+        "patch32_overlap": {"patch_size": 32, "stride": 24},
+        "patch32_apart": {"patch_size": 32, "stride": 32},
+        "no_contrastive": {"loss.contrastive": 0.0},
+        "vit": {"stride": 16, "selection": False},
+        "vit_no_contrastive": {"stride": 16, "selection": False, "loss.contrastive": 0.0},
+        "no_selection": {"selection": False},
+        "squeeze_mean": {"squeeze": "mean"},
+        "squeeze_entropy": {"squeeze": "entropy"},
+        "gradient_none": {"selection_gradient": "none"},
+        "literal": {"squeeze": "mean", "selection_gradient": "none"},
+        "last_block": {"selection_depth": "last"},
+        "leaky": {"data.protocol": "paper"},
+    }
+    assert ablations.variants() == list(expected)
+    for variant, changes in expected.items():
+        found = network_and_recipe(run_config("ablations", prefix + variant))
+        assert {key: found[key] for key in found if found[key] != plain[key]} == changes
+
+
+def network_and_recipe(config: RunConfig) -> dict:
+    """Every field of the network, and every other one that decides the result."""
+    rest = {key: value for key, value in recipe(config).items() if not key.startswith("model.")}
+    return dataclasses.asdict(network_config(config, CLASSES)) | rest
+
+
+def test_the_papers_smallest_networks_have_the_sizes_that_the_file_tells():
+    """7 MB and 1.18 GFLOPs, which no reading of Table 4 gives together."""
+    told = {"width256": (9.45, 1.57), "width256_counted": (7.61, 1.19)}
+    told |= {"width256_mlp2048": (6.83, 1.16), "depth12": (92.89, 17.66)}
+    for name, (parameters, products) in told.items():
+        found = of_network(run_config("sizes", name), CLASSES)
+        assert (found["parameters"] / 1e6, found["macs"] / 1e9) == pytest.approx(
+            (parameters, products), abs=0.005
+        )
 
 
 @pytest.mark.parametrize("variant", ["shrt", "short,robst"])

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax import lax
+from torchvision.models import (
+    EfficientNet_B0_Weights,
+    ResNet18_Weights,
+    ResNet50_Weights,
+    ResNeXt50_32X4D_Weights,
+    VGG16_Weights,
+)
 
 from bcvit_jax.macs import macs, parameters, told
-from bcvit_jax.models import BCViT, BCViTConfig, model_config
+from bcvit_jax.models import NetworkConfig, build, model_config
+from bcvit_jax.models.convolve import plain_convolutions
 from tests.networks import tiny_config
 
 
@@ -15,17 +23,17 @@ def shape(*sizes: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
-def network(config: BCViTConfig):
-    """A forward pass as a function of parameters and images, and the shapes of the parameters."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: BCViT(config, rngs=nnx.Rngs(0))))
-    return lambda params, images: nnx.merge(graph, params)(images).logits, params
+def network(config: NetworkConfig):
+    """A forward pass as a function of variables and images, and the shapes of the variables."""
+    graph, variables = nnx.split(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))
+    return lambda variables, images: nnx.merge(graph, variables)(images).logits, variables
 
 
-def measured(config: BCViTConfig) -> tuple[int, int]:
-    forward, params = network(config)
-    return macs(forward, params, shape(1, config.image_size, config.image_size, 3)), parameters(
-        params
-    )
+def measured(config: NetworkConfig) -> tuple[int, int]:
+    forward, variables = network(config)
+    images = shape(1, config.image_size, config.image_size, 3)
+    with plain_convolutions():
+        return macs(forward, variables, images), parameters(nnx.filter_state(variables, nnx.Param))
 
 
 def block(tokens: int, width: int, mlp: int) -> int:
@@ -99,6 +107,23 @@ def test_vit_base_is_what_everybody_counts():
     assert round(found / 1e9, 2) == 17.56
     assert count == 86_567_656  # timm's vit_base_patch16_224
     assert told(found) == "17.56 GMAC (35.13 GFLOP)"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("vgg16", VGG16_Weights),
+        ("resnet18", ResNet18_Weights),
+        ("resnet50", ResNet50_Weights),
+        ("resnext50_32x4d", ResNeXt50_32X4D_Weights),
+        ("efficientnet_b0", EfficientNet_B0_Weights),
+    ],
+)
+def test_convolutional_networks_cost_what_torchvision_says(name, weights):
+    stated = weights.DEFAULT.meta
+    found, count = measured(model_config(name, 1000))
+    assert found / 1e9 == pytest.approx(stated["_ops"], abs=0.005)
+    assert count == stated["num_params"]
 
 
 def test_the_papers_network_and_what_its_last_block_adds():

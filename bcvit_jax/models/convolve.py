@@ -4,14 +4,28 @@ Images are [b, height, width, channels], kernels [K, K, channels of a group, out
 on every side, as the published networks do.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 _BLOCK = 32
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """What is traced within takes XLA's own convolutions on any device, as for counting products:
+    on a CPU the fast forms multiply with zeros, and a channel's own kernel number by number."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def convolve(x, kernel, stride: int = 1, groups: int = 1):
@@ -20,7 +34,7 @@ def convolve(x, kernel, stride: int = 1, groups: int = 1):
     On a GPU XLA's own. On a CPU the same sums in the forms that run fastest there, forwards and
     backwards: of XLA's own, the gradients of grouped kernels took a hundred times PyTorch's time.
     """
-    if jax.default_backend() == "gpu":
+    if _plain.get() or jax.default_backend() == "gpu":
         return _convolution(x, kernel, stride, groups)
     return _convolve(x, kernel, stride, groups)
 
@@ -227,7 +241,7 @@ def _spread(shape, size, stride, results: Sequence[jax.Array], term: Callable):
 
 def max_pool(x, size: int = 3, stride: int = 2):
     """The largest of K×K pixels, padded K//2 (3×3 of stride 2: ResNet's); [b, ⌈h/S⌉, ⌈w/S⌉, c]."""
-    if jax.default_backend() == "gpu":
+    if _plain.get() or jax.default_backend() == "gpu":
         edge = (size // 2, size // 2)
         window, strides = (1, size, size, 1), (1, stride, stride, 1)
         return lax.reduce_window(
