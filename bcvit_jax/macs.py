@@ -14,8 +14,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 # Primitives that run the program within them once.
 _CALLS = (
-    "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr custom_lin run_state"
+    "jit pjit closed_call checkpoint remat remat2 custom_jvp_call custom_vjp_call "
+    "custom_vjp_call_jaxpr"
 ).split()
 
 
@@ -32,11 +32,6 @@ def macs(function: Callable[..., Any], *avals: Any) -> int:
 def parameters(tree: Any) -> int:
     """Numbers in all arrays of a tree, or in their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def told(count: int) -> str:
-    """`16.85 GMAC (33.70 GFLOP)`: as the paper prints it, and as hardware counts."""
-    return f"{count / 1e9:.2f} GMAC ({2 * count / 1e9:.2f} GFLOP)"
 
 
 def _of(jaxpr: Jaxpr) -> int:

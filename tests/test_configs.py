@@ -153,6 +153,7 @@ def test_base_is_the_papers_protocol():
     assert config.loss.label_smoothing == 0.0
     data = config.data
     assert (data.path, data.balance, data.balance_target) == ("data/lmu", True, 0)
+    assert data.protocol == "leak_free"
     assert not data.flips_turns
     assert (data.crop_area, data.centre_crop) == ((1.0, 1.0), 1.0)
     assert not any((data.brightness, data.contrast, data.saturation, data.hue))

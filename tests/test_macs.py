@@ -13,7 +13,7 @@ from torchvision.models import (
     VGG16_Weights,
 )
 
-from bcvit_jax.macs import macs, parameters, told
+from bcvit_jax.macs import macs, parameters
 from bcvit_jax.models import NetworkConfig, build, model_config
 from bcvit_jax.models.convolve import plain_convolutions
 from tests.networks import tiny_config
@@ -106,7 +106,6 @@ def test_vit_base_is_what_everybody_counts():
     assert found == patches + 12 * block(197, 768, 3072) + 768 * 1000
     assert round(found / 1e9, 2) == 17.56
     assert count == 86_567_656  # timm's vit_base_patch16_224
-    assert told(found) == "17.56 GMAC (35.13 GFLOP)"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from bcvit_jax import sweep
 from bcvit_jax.command_line import variants
+from bcvit_jax.config import recipe
 from bcvit_jax.main import main
 from bcvit_jax.signals import Signals
 from tests.test_main import CHECKOUT, TINY
@@ -151,7 +152,7 @@ def test_a_file_without_variants_is_one_run_a_seed(tmp_path):
 def test_every_ablation_can_be_planned_and_they_differ(base, tmp_path):
     jobs = sweep.plan(f"configs/ablations.py{base}", [], [0], tmp_path, [])
     assert [job.name for job in jobs] == [f"{n}-0" for n in variants("configs/ablations.py")]
-    assert len({str(job.config.model | vars(job.config)) for job in jobs}) == len(jobs)
+    assert len({json.dumps(recipe(job.config)) for job in jobs}) == len(jobs)
 
 
 def test_signals_go_on_to_the_run_and_its_status_comes_back(tmp_path, monkeypatch):
