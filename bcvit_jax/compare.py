@@ -96,7 +96,7 @@ def by_images(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each recipe by seed, under the name of the folder without its seed.
+    """The runs of each recipe and data set by seed, under the folder's name without its seed.
 
     Errors: UserError where a recipe has a seed twice.
     """
@@ -104,8 +104,8 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
     pools: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps(recipe(run.config), sort_keys=True)
-        pools.setdefault(key, []).append(run)
+        made_of = run.provenance.get("dataset_fingerprint"), recipe(run.config)
+        pools.setdefault(json.dumps(made_of), []).append(run)
     rows: dict[str, list[Run]] = {}
     for pool in pools.values():
         pool.sort(key=lambda run: run.config.seed)
@@ -121,7 +121,7 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _shared_name(pool: Sequence[Run], taken: Mapping[str, Any]) -> str:
     """`squeeze_max` for the folders squeeze_max-0 and squeeze_max-1."""
-    names = {re.sub(rf"[-_.]?(seed)?[-_.]?{run.config.seed}$", "", run.name) for run in pool}
+    names = {re.sub(rf"([-_.]?seed[-_.]?|[-_.]){run.config.seed}$", "", run.name) for run in pool}
     name = names.pop()
     return pool[0].name if names or not name or name in taken else name
 

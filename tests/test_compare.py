@@ -185,6 +185,14 @@ def test_an_unfinished_run_is_named(runs):
         compare.load(runs[0])
 
 
+def test_runs_on_other_pictures_of_the_same_names_are_rows_of_their_own(runs):
+    origin = {"dataset_fingerprint": "another", "commit": "0123"}
+    (runs[2] / "provenance.json").write_text(json.dumps(origin))
+    content = compare.compare(compare.load_all(runs))
+    assert [row["runs"] for row in content["rows"]] == [["bcvit-0"], ["vit-0"], ["bcvit-1"]]
+    assert "different data sets" in content["notes"][-1]
+
+
 @pytest.mark.parametrize(
     ("folders", "seeds", "name"),
     [
@@ -192,7 +200,7 @@ def test_an_unfinished_run_is_named(runs):
         (["a-10", "a-11"], [10, 11], "a"),
         (["vit-0"], [0], "vit"),
         (["patch16-0"], [0], "patch16"),
-        (["vit16"], [0], "vit16"),
+        (["vit16"], [6], "vit16"),
         (["one", "two"], [0, 1], "one"),
         (["0"], [0], "0"),
     ],
