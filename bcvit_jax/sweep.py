@@ -181,7 +181,8 @@ def main(arguments: list[str]) -> int:
             )
         failed, status = train(jobs, _say)
         if status:
-            _say(f"ended with {status}; the same command goes on from here", sys.stderr)
+            if status >= 128:
+                _say("stopped; the same command again goes on from there", sys.stderr)
             return status
         tables(jobs, chosen.out, chosen.baseline, chosen.time, _say)
     except (UserError, RunError, OSError) as error:

@@ -70,7 +70,7 @@ def test_a_batch_goes_on_where_it_stopped_and_ends_with_its_table(
     monkeypatch.setattr(sweep, "start", lambda a: start(a, "leaky-0"))
     assert batch("--seeds", "0,1") == 130
     assert started == ["plain-0", "leaky-0"]
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command again goes on" in capsys.readouterr().err
 
     started.clear()
     monkeypatch.setattr(sweep, "start", start)
