@@ -31,16 +31,10 @@ Every network is asked about the images of the fold that it was not trained on. 
 
 
 class Subject:
-    """A trained network and the held-out images that it is asked about.
+    """A trained network (`trained.Network`) and the held-out images that it is asked about."""
 
-    `predict_step(variables, images)` is a program's, `preprocessing` an `exported.Preprocessing`.
-    """
-
-    def __init__(
-        self, predict_step, variables, preprocessing, dataset, fold: str, rows, batch: int
-    ):
-        self.predict_step, self.variables = predict_step, variables
-        self.preprocessing = preprocessing
+    def __init__(self, network, dataset, fold: str, rows, batch: int):
+        self.network, self.preprocessing = network, network.preprocessing
         self.dataset, self.fold, self.rows, self.batch_size = dataset, fold, rows, batch
         self.labels = dataset.labels[fold][rows]
 
@@ -75,7 +69,7 @@ class Subject:
     def _logits(self, images: Sequence[np.ndarray]):
         filled = np.zeros((self.batch_size, *images[0].shape), np.uint8)
         filled[: len(images)] = images
-        return self.predict_step(self.variables, filled)[0]
+        return self.network.program.predict_step(self.network.params, filled)[0]
 
     def _batches(
         self, pool: ThreadPoolExecutor, shift: Shift | None
@@ -92,43 +86,32 @@ class Subject:
         yield last, [future.result() for future in ahead]
 
 
-def choose(labels: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` places (0: all), as many of each class as can be, the same every time."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    rank = np.empty(len(labels), int)
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        rank[own] = np.arange(len(own))
-    return np.sort(np.lexsort((labels, rank))[: limit or None])
-
-
 def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str, Any]:
     """Measure every shift on every finished fold of a run; returns what robustness.json holds.
 
     Errors: UserError where `workdir` is no finished run, or its data set is not there any more.
     """
     from bcvit_jax.evaluate import write_whole
-    from bcvit_jax.export import read_json
+    from bcvit_jax.trained import choose, finished_folds, open_run, restore
 
-    config, dataset = _open(workdir, data)
-    names = [entry["fold"] for entry in read_json(workdir / "report.json")["folds"]]
+    config, dataset = open_run(workdir, data)
+    names = finished_folds(workdir)
     grid = {name: list(shift.grid) for name, shift in SHIFTS.items()}
     made_of = {"dataset": dataset.fingerprint, "limit": limit, "method": METHOD, "grid": grid}
     file = workdir / f"{NAME}.json"
     earlier = _earlier(file, made_of)
     raw = {fold: earlier.get(fold, {}) for fold in names}
     for fold in names:
-        step, predict_step, variables, way = _restored(workdir, config, dataset, fold)
+        network = restore(workdir, config, dataset, fold)
         rows = choose(dataset.labels[fold], limit)
-        if raw[fold].get("step") != step:
+        if raw[fold].get("step") != network.step:
             images = np.bincount(dataset.labels[fold][rows], minlength=len(dataset.class_names))
-            raw[fold] = {"step": step, "images": images.tolist(), "correct": {}}
+            raw[fold] = {"step": network.step, "images": images.tolist(), "correct": {}}
         correct = raw[fold]["correct"]
         missing = [name for name in (CLEAN, *SHIFTS) if name not in correct]
         if not missing:
             continue
-        batch = config.eval_batch_size
-        subject = Subject(predict_step, variables, way, dataset, fold, rows, batch)
+        subject = Subject(network, dataset, fold, rows, config.eval_batch_size)
         for name in missing:
             correct[name] = subject.correct(name, threads)
             write_whole(file, _text({"made_of": made_of, "finished": False, "folds": raw}))
@@ -147,49 +130,6 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
     write_whole(workdir / f"{NAME}.csv", rows_of(content).encode())
     write_whole(workdir / f"{NAME}.png", picture(content))
     return content
-
-
-def _open(workdir: Path, data: str):
-    """The run's settings and its data set, at `data` where that is not empty."""
-    from bcvit_jax.balance import under_protocol
-    from bcvit_jax.config import from_dict
-    from bcvit_jax.data import open_dataset
-    from bcvit_jax.export import read_json
-
-    config = from_dict(read_json(workdir / "config.json"))
-    origin = read_json(workdir / "provenance.json")
-    dataset = open_dataset(data or config.data.path, cache=config.data.cache)
-    dataset = under_protocol(dataset, config.data.protocol, config.data.balance_target)
-    if dataset.fingerprint != origin.get("dataset_fingerprint"):
-        raise UserError(
-            f"{workdir} was trained on another data set than {data or config.data.path} "
-            f"(fingerprints {origin.get('dataset_fingerprint')} and {dataset.fingerprint}); name "
-            "its own with --data"
-        )
-    return config, dataset
-
-
-def _restored(workdir: Path, config, dataset, fold: str):
-    """Of a fold's newest good checkpoint: step, predict_step, variables, preprocessing."""
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from bcvit_jax.checkpoint import Checkpoints
-    from bcvit_jax.exported import preprocessing_of
-    from bcvit_jax.program import make_mesh, make_program
-
-    mesh = make_mesh()
-    program = make_program(config, len(dataset.class_names), 1.0, 1, mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(program.init, jax.random.key(0)),
-    )
-    restored = Checkpoints(workdir / fold / "checkpoints").restore(abstract)
-    if restored is None:
-        raise UserError(f"{workdir / fold} has no checkpoint; train it again, or restore a backup")
-    way = preprocessing_of(config.data, program.model.image_size)
-    return restored[0], program.predict_step, restored[1].variables, way
 
 
 def _earlier(file: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import pytest
 from bcvit_jax import robustness
 from bcvit_jax.curves import figures, summarise
 from bcvit_jax.main import main
-from bcvit_jax.robustness import choose
 from bcvit_jax.shifts import SHIFTS
 from bcvit_jax.signals import Signals
+from bcvit_jax.trained import choose
 from tests.test_main import CHECKOUT, TINY
 
 FEW = {name: SHIFTS[name] for name in ("stain_strength", "magnification", "position")}

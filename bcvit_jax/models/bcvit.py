@@ -256,16 +256,19 @@ class BCViT(nnx.Module):
         if images.shape[1:] != (side, side, 3):
             raise ValueError(f"images are {images.shape[1:]}; this network takes {side}×{side}×3")
         z, rows = self.encode(images, key=key, full_maps=full_maps)
-        kept = jnp.zeros((images.shape[0], 0), jnp.int32)
-        if self.config.selection and rows is not None:
-            class_rows = rows[:, :, :, 0] if full_maps else rows
+        class_rows = rows[:, :, :, 0] if full_maps and rows is not None else rows
+        output = self.decide(z, class_rows, key=key)
+        return (output, rows) if full_maps else output
+
+    def decide(self, z, class_rows, *, key=None) -> Output:
+        """Equations 10 and 11 and the head, from z [b, n, d] and the class rows of `encode`."""
+        kept = jnp.zeros((z.shape[0], 0), jnp.int32)
+        if self.config.selection:
             kept, weights = self.sparse_attention.select(class_rows)
             z = self.sparse_attention.gather(z, kept, weights)
             last = None if key is None else jax.random.fold_in(key, len(self.blocks))
             z, _ = self.last_block(z, class_row=False, drop_path=self.config.drop_path, key=last)
-        logits, feature = self.classify(z)
-        output = Output(logits, feature, kept)
-        return (output, rows) if full_maps else output
+        return Output(*self.classify(z), kept)
 
     def encode(self, images, *, key=None, full_maps: bool = False):
         """Equations 1 to 9: z of the last map-giving block and the rows of every map.
