@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from bcvit_jax.models import BCViTConfig
 from bcvit_jax.patches import corners, pixel_means
@@ -56,7 +57,8 @@ def attention_plate(cells: Sequence[Cell], model: BCViTConfig, kind: str) -> Pla
     """
     heads = len(cells[0].attention)
     abreast, lines = min(heads, _ABREAST), -(-heads // _ABREAST)
-    names, top = 0.85, 0.42
+    longest = max(max(len(cell.label), len(cell.named()[1].partition(",")[0])) for cell in cells)
+    names, top = max(0.85, 0.15 + 0.08 * longest), 0.42
     across = 2 * lines + abreast
     side = min(1.1, (WIDTH - names) / across, (HEIGHT - top) / (lines * len(cells))) - _GAP
     step, large = side + _GAP, lines * (side + _GAP) - _GAP
@@ -99,6 +101,7 @@ def _titles(plate, left: float, y: float, step: float, large: float, lines: int,
 
 def _tag(axes: Axes, head: int) -> None:
     style = {"size": SIZE - 1.5, "va": "top", "transform": axes.transAxes}
+    style["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
     axes.text(0.04, 0.97, f"head {head + 1}", color=HEADS[head % len(HEADS)], **style)
 
 
@@ -159,8 +162,11 @@ def kept_plate(cells: Sequence[Cell], model: BCViTConfig, kind: str) -> Plate:
         x, y = names + column * (side + gap), top + line * block
         label, told, colour = cell.named()
         style = {"ha": "center", "va": "bottom"}
-        plate.text(x + side / 2, y - 0.15, label, weight="bold", **style)
-        plate.text(x + side / 2, y - 0.04, told, color=colour, size=SIZE - 2, **style)
+        most = 115 * side  # points that the letters of a line may have together
+        bold = {"weight": "bold", "size": min(SIZE, most / len(label) / 1.2)}
+        plain = {"color": colour, "size": min(SIZE - 2, most / len(told))}
+        plate.text(x + side / 2, y - 0.15, label, **bold, **style)
+        plate.text(x + side / 2, y - 0.04, told, **plain, **style)
         axes = plate.panel(x, y, side, side)
         show(axes, cell.picture, model.image_size)
         if cell.mask is not None:

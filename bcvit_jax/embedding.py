@@ -84,15 +84,16 @@ def embedding_plate(panels: Sequence[Panel], labels: np.ndarray, names: Sequence
     width = max(MARGIN + len(panels) * (side + gap) - gap, LEAST)
     longest = max(len(str(names[label])) for label in shown)
     abreast = max(1, min(len(shown), int(width / (0.36 + 0.075 * longest))))
-    below = 0.1 + 0.17 * -(-len(shown) // abreast)
-    plate = Plate("Held-out cells by t-SNE", width, top + side + below)
+    lines = -(-len(shown) // abreast)
+    abreast = -(-len(shown) // lines)
+    plate = Plate("Held-out cells by t-SNE", width, top + side + 0.1 + 0.17 * lines)
     # Drawn in a mixed order, so that the last class does not cover the others.
     order = np.random.default_rng(0).permutation(len(labels))
     for place, panel in enumerate(panels):
         x = MARGIN + place * (side + gap)
         plate.text(x, top - 0.17, panel.title, va="bottom", weight="bold")
         if panel.silhouette is not None:
-            told = f"silhouette of the classes {panel.silhouette:.2f}"
+            told = f"silhouette of the classes {panel.silhouette:.2f}".replace("-", "−")
             plate.text(x, top - 0.04, told, va="bottom", color=GREY, size=SIZE - 1)
         axes = plate.panel(x, top, side, side)
         for part in np.array_split(order, 20):

@@ -27,7 +27,7 @@ from bcvit_jax.trained import choose, finished_folds, open_run, restore
 VIEW = 288
 """Pixels of the side of a cell in a figure."""
 
-LEAST = 4  # images that t-SNE can do with
+FEWEST = 4  # images that t-SNE can do with
 
 FUSED = "class row of the fused map of all layers"
 LAST = "class row of the last block"
@@ -90,8 +90,8 @@ class FigureSet:
         self.config, self.dataset = open_run(asked.workdir, asked.data)
         self.names, labels = self.dataset.class_names, self.dataset.labels[self.fold]
         images = min(asked.limit or len(labels), len(labels))
-        if "tsne" in asked.kinds and images < LEAST:
-            raise UserError(f"--limit leaves {images} images; t-SNE needs {LEAST} or more")
+        if "tsne" in asked.kinds and images < FEWEST:
+            raise UserError(f"--limit leaves {images} images; t-SNE needs {FEWEST} or more")
         saved = load_predictions(asked.workdir / self.fold / "predictions")
         confidence = saved.probabilities.max(axis=1)
         self.rows = chosen(asked.images, self.dataset, self.fold, saved.predicted, confidence)
@@ -273,7 +273,7 @@ class FigureSet:
         numbers: dict[str, Any] = {"images": len(rows), "pixels": embedding.PIXELS}
         for on in sorted(features):
             word = "with" if on else "without"
-            title = f"Features, {word} contrastive loss"
+            title = f"Features {word} contrastive loss"
             vectors = embedding.unit(features[on])
             panels.append(embedding.embed(f"features_{word}", title, vectors, labels))
             numbers[f"cosine_{word}"] = embedding.cosines(vectors, labels)
