@@ -102,7 +102,7 @@ def embedding_plate(panels: Sequence[Panel], labels: np.ndarray, names: Sequence
                 axes.scatter(*panel.points[own].T, **_style(label, 7))
         axes.margins(0.03)
     handles = [Line2D([], [], ls="", **_line(label)) for label in shown]
-    plate.figure.legend(
+    legend = plate.figure.legend(
         handles,
         [str(names[label]) for label in shown],
         loc="lower center",
@@ -113,6 +113,8 @@ def embedding_plate(panels: Sequence[Panel], labels: np.ndarray, names: Sequence
         columnspacing=1.2,
         handletextpad=0.1,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return plate
 
 

@@ -22,6 +22,14 @@ from tests.test_seen import opened
 FILES = {f"{name}.{kind}" for name in figures.KINDS for kind in ("png", "svg", "csv")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse():
+    """Pictures of few pixels, which are drawn sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bcvit_jax.plates.DPI", 40)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_dataset, tmp_path_factory) -> Path:
     """The folder of a small run with contrastive loss and one finished fold."""
