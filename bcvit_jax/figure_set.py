@@ -108,8 +108,8 @@ class FigureSet:
         if bool(weights[0]) == bool(weights[1]):
             raise UserError(
                 f"--contrast {workdir} has loss.contrastive {weights[1]:g}, and {self.workdir} "
-                f"{weights[0]:g}; of the two one must be 0 (train it with "
-                "--config.loss.contrastive=0)"
+                f"{weights[0]:g}; of the two one must be 0, the other not: train one with "
+                f"--config.loss.contrastive={0 if weights[1] else 1}"
             )
         if self.fold not in (folds := finished_folds(workdir)):
             raise UserError(

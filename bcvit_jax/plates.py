@@ -14,7 +14,7 @@ from bcvit_jax import __version__
 DPI = 300
 WIDTH = 7.0
 """Inches of a page's two columns."""
-HEIGHT = 9.0
+HEIGHT = 8.8
 INK, GREY, RED = "#1b2733", "#4d5966", "#d11f1f"
 SIZE = 7.5
 """Points of text."""
