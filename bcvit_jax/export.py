@@ -34,6 +34,7 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
     # Here, so that --help answers without jax.
     from bcvit_jax import exported
     from bcvit_jax.models import architecture
+    from bcvit_jax.trained import restore
     from bcvit_jax.weights import to_flat
 
     config = _run_config(workdir)
@@ -51,11 +52,12 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
     files: dict[str, bytes] = {}
     networks, model = [], None
     for entry in found:
-        model, step, params = _restore(workdir, config, entry["fold"], len(class_names))
+        network = restore(workdir, config, len(class_names), entry["fold"])
+        model = network.program.model
         file = "model.safetensors" if len(found) == 1 else f"{entry['fold']}.safetensors"
-        files[file] = exported.safetensors_bytes(to_flat(params), {"format": "bcvit"})
+        files[file] = exported.safetensors_bytes(to_flat(network.variables), {"format": "bcvit"})
         scores = {key: entry[key] for key in ("top1", "macro_f1", "balanced_accuracy", "n")}
-        networks.append({"file": file, "held_out": entry["fold"], "step": step, **scores})
+        networks.append({"file": file, "held_out": entry["fold"], "step": network.step, **scores})
     assert model is not None
     preprocessing = exported.preprocessing_of(config.data, model.image_size)
     dataset = report["run"]["dataset"]
@@ -100,25 +102,6 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is no whole JSON ({error})") from None
-
-
-def _restore(workdir: Path, config, fold: str, classes: int):
-    """The network's config, the step and the parameters of the newest good checkpoint."""
-    import jax
-
-    from bcvit_jax.checkpoint import Checkpoints
-    from bcvit_jax.program import make_mesh, make_program
-
-    program = make_program(config, classes, 1.0, 1, make_mesh())
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(program.init, jax.random.key(0)),
-    )
-    restored = Checkpoints(workdir / fold / "checkpoints").restore(abstract)
-    if restored is None:
-        raise UserError(f"{workdir / fold} has no checkpoint; train it again, or restore a backup")
-    return program.model, restored[0], restored[1].variables
 
 
 def stablehlo(model) -> bytes:

@@ -96,7 +96,7 @@ class FigureSet:
         confidence = saved.probabilities.max(axis=1)
         self.rows = chosen(asked.images, self.dataset, self.fold, saved.predicted, confidence)
         self.contrast = asked.contrast and self._other(asked.contrast)
-        self.network = restore(asked.workdir, self.config, self.dataset, self.fold)
+        self.network = restore(asked.workdir, self.config, len(self.dataset.class_names), self.fold)
         self.model = attentive(self.network)
 
     def _other(self, workdir: Path):
@@ -115,7 +115,7 @@ class FigureSet:
             raise UserError(
                 f"--contrast {workdir} has not held out {self.fold}; its folds: {', '.join(folds)}"
             )
-        network = restore(workdir, config, dataset, self.fold)
+        network = restore(workdir, config, len(dataset.class_names), self.fold)
         attentive(network)
         return config, network
 

@@ -69,7 +69,7 @@ class Subject:
     def _logits(self, images: Sequence[np.ndarray]):
         filled = np.zeros((self.batch_size, *images[0].shape), np.uint8)
         filled[: len(images)] = images
-        return self.network.program.predict_step(self.network.params, filled)[0]
+        return self.network.program.predict_step(self.network.variables, filled)[0]
 
     def _batches(
         self, pool: ThreadPoolExecutor, shift: Shift | None
@@ -102,7 +102,7 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
     earlier = _earlier(file, made_of)
     raw = {fold: earlier.get(fold, {}) for fold in names}
     for fold in names:
-        network = restore(workdir, config, dataset, fold)
+        network = restore(workdir, config, len(dataset.class_names), fold)
         rows = choose(dataset.labels[fold], limit)
         if raw[fold].get("step") != network.step:
             images = np.bincount(dataset.labels[fold][rows], minlength=len(dataset.class_names))

@@ -66,8 +66,8 @@ def see(
     graph, _ = nnx.split(nnx.eval_shape(lambda: BCViT(model, rngs=nnx.Rngs(0))))
 
     @jax.jit
-    def step(params, images):
-        output, attention = class_attention(nnx.merge(graph, params), scale(images))
+    def step(variables, images):
+        output, attention = class_attention(nnx.merge(graph, variables), scale(images))
         return jax.nn.softmax(output.logits), output.feature, output.kept, attention
 
     def read(row: int) -> np.ndarray:
@@ -78,7 +78,7 @@ def see(
         for place in range(0, len(rows), BATCH):
             images = np.stack(list(pool.map(read, rows[place : place + BATCH])))
             filled[: len(images)] = images
-            found = step(network.params, jnp.asarray(filled))
+            found = step(network.variables, jnp.asarray(filled))
             yield Seen(images, *(np.asarray(part)[: len(images)] for part in found))
 
 

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bcvit_jax.balance import under_protocol
 from bcvit_jax.checkpoint import Checkpoints
 from bcvit_jax.config import RunConfig, from_dict
 from bcvit_jax.data import open_dataset
 from bcvit_jax.dataset import CellDataset
 from bcvit_jax.errors import UserError
 from bcvit_jax.export import read_json
-from bcvit_jax.exported import Preprocessing
+from bcvit_jax.exported import Preprocessing, preprocessing_of
 from bcvit_jax.program import Program, make_mesh, make_program
 
 
@@ -22,7 +23,8 @@ class Network(NamedTuple):
 
     step: int
     program: Program
-    params: Any
+    variables: Any
+    """Of a state: all arrays of the network."""
     preprocessing: Preprocessing
 
 
@@ -34,6 +36,7 @@ def open_run(workdir: Path, data: str = "") -> tuple[RunConfig, CellDataset]:
     config = from_dict(read_json(workdir / "config.json"))
     origin = read_json(workdir / "provenance.json")
     dataset = open_dataset(data or config.data.path, cache=config.data.cache)
+    dataset = under_protocol(dataset, config.data.protocol, config.data.balance_target)
     if dataset.fingerprint != origin.get("dataset_fingerprint"):
         raise UserError(
             f"{workdir} was trained on another data set than {data or config.data.path} "
@@ -48,10 +51,10 @@ def finished_folds(workdir: Path) -> list[str]:
     return [entry["fold"] for entry in read_json(workdir / "report.json")["folds"]]
 
 
-def restore(workdir: Path, config: RunConfig, dataset: CellDataset, fold: str) -> Network:
+def restore(workdir: Path, config: RunConfig, classes: int, fold: str) -> Network:
     """The network of a fold as it was trained; UserError where no checkpoint of it is whole."""
     mesh = make_mesh()
-    program = make_program(config, len(dataset.class_names), 1.0, 1, mesh)
+    program = make_program(config, classes, 1.0, 1, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
@@ -60,9 +63,8 @@ def restore(workdir: Path, config: RunConfig, dataset: CellDataset, fold: str) -
     restored = Checkpoints(workdir / fold / "checkpoints").restore(abstract)
     if restored is None:
         raise UserError(f"{workdir / fold} has no checkpoint; train it again, or restore a backup")
-    size = program.model.image_size
-    way = Preprocessing(size, config.data.cache_size or size, config.data.centre_crop)
-    return Network(restored[0], program, restored[1].params, way)
+    way = preprocessing_of(config.data, program.model.image_size)
+    return Network(restored[0], program, restored[1].variables, way)
 
 
 def choose(labels: np.ndarray, limit: int) -> np.ndarray:
