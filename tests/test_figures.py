@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bcvit_jax import figures
 from bcvit_jax.evaluate import load_predictions
-from bcvit_jax.figures import main
+from bcvit_jax.figures import __main__ as figures
+from bcvit_jax.figures.__main__ import main
 from bcvit_jax.main import main as train
 from bcvit_jax.signals import Signals
 from tests.networks import tiny_config
@@ -26,7 +26,7 @@ FILES = {f"{name}.{kind}" for name in figures.KINDS for kind in ("png", "svg", "
 def coarse():
     """Pictures of few pixels, which are drawn sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bcvit_jax.plates.DPI", 40)
+        patch.setattr("bcvit_jax.figures.plates.DPI", 40)
         yield
 
 
@@ -126,7 +126,7 @@ def test_a_network_without_selection_shows_its_last_block_and_says_what_it_lacks
     trained, tmp_path, capsys, monkeypatch
 ):
     network = opened(tiny_config(num_classes=3, selection=False))
-    monkeypatch.setattr("bcvit_jax.figure_set.restore", lambda *_: network)
+    monkeypatch.setattr("bcvit_jax.figures.collection.restore", lambda *_: network)
     out = tmp_path / "figures"
     flags = ["--only", "attention,kept", "--images", "2", "--out", str(out)]
     assert main(["--workdir", str(trained), *flags]) == 0
@@ -173,7 +173,7 @@ def test_another_runs_folder_must_be_one_of_the_same_cells(trained, tmp_path, ca
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys; from bcvit_jax.figures import main\n"
+        "import sys; from bcvit_jax.figures.__main__ import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('jax', 'matplotlib', 'sklearn', 'numpy') if m in sys.modules])"

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from bcvit_jax.figures.patches import corners, pixel_means, shares
 from bcvit_jax.models import BCViTConfig
-from bcvit_jax.patches import corners, pixel_means, shares
 from tests.networks import SIDE, lively_network, random_images, tiny_config
 
 SCHEMES = [(32, 8, 8), (32, 8, 6), (33, 8, 6), (20, 16, 12), (16, 16, 3)]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from bcvit_jax.figures.patches import shares
 from bcvit_jax.intervals import percentiles, resample
 from bcvit_jax.models import BCViTConfig
-from bcvit_jax.patches import shares
 from bcvit_jax.shifts import background, optical_density
 
 BLUE = 0.6

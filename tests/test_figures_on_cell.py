@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from bcvit_jax.on_cell import by_class, cell_mask, image_shares, otsu, summarise, told
-from bcvit_jax.patches import shares
+from bcvit_jax.figures.on_cell import by_class, cell_mask, image_shares, otsu, summarise, told
+from bcvit_jax.figures.patches import shares
 from tests.networks import tiny_config
 
 SIDE = 112

@@ -5,11 +5,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from bcvit_jax.attention_figures import HEADS, Cell, attention_plate, composite, frame, kept_plate
+from bcvit_jax.figures.attention import HEADS, Cell, attention_plate, composite, frame, kept_plate
+from bcvit_jax.figures.patches import pixel_means
+from bcvit_jax.figures.plates import Plate, show
+from bcvit_jax.figures.schemes import Scheme, apart, patches_plate, schemes
 from bcvit_jax.models import BCViTConfig
-from bcvit_jax.patch_figures import Scheme, apart, patches_plate, schemes
-from bcvit_jax.patches import pixel_means
-from bcvit_jax.plates import Plate, show
 from tests.networks import tiny_config
 
 CONFIG = tiny_config()

@@ -8,8 +8,8 @@ from flax import nnx
 
 from bcvit_jax.errors import UserError
 from bcvit_jax.exported import Preprocessing
+from bcvit_jax.figures.seen import attentive, class_attention, see, together
 from bcvit_jax.models import BCViTConfig
-from bcvit_jax.seen import attentive, class_attention, see, together
 from bcvit_jax.trained import Network
 from tests.networks import SIDE, lively_network, random_images, tiny_config
 
@@ -56,7 +56,7 @@ def test_without_selection_it_is_the_last_blocks_and_nothing_is_kept():
 def test_images_are_seen_in_the_order_asked_whatever_the_batches(cells, monkeypatch):
     network, rows = opened(tiny_config(num_classes=3)), [7, 2, 11, 5, 0]
     whole = together(list(see(network, cells, "fold1", rows)))
-    monkeypatch.setattr("bcvit_jax.seen.BATCH", 2)
+    monkeypatch.setattr("bcvit_jax.figures.seen.BATCH", 2)
     parts = list(see(network, cells, "fold1", rows))
     assert [len(part.images) for part in parts] == [2, 2, 1]
     for one, other in zip(whole, together(parts), strict=True):

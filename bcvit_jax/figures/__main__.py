@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         kinds = wanted(chosen.only)
         if chosen.limit < 0:
             raise UserError(f"--limit is {chosen.limit}; it must be 0 (all) or more")
-        from bcvit_jax.figure_set import Asked, FigureSet
+        from bcvit_jax.figures.collection import Asked, FigureSet
 
         asked = Asked(
             chosen.workdir,

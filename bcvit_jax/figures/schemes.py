@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
+from bcvit_jax.figures.patches import corners
+from bcvit_jax.figures.plates import GREY, INK, WIDTH, Plate, show
 from bcvit_jax.models import BCViTConfig
 from bcvit_jax.models.layers import grid_shape
-from bcvit_jax.patches import corners
-from bcvit_jax.plates import GREY, INK, WIDTH, Plate, show
 
 _NEIGHBOURS = ("#0072b2", "#d55e00", "#009e73")
 

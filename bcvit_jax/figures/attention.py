@@ -11,9 +11,9 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from bcvit_jax.figures.patches import corners, pixel_means
+from bcvit_jax.figures.plates import GREY, HEIGHT, MARGIN, RED, SIZE, WIDTH, Plate, show
 from bcvit_jax.models import BCViTConfig
-from bcvit_jax.patches import corners, pixel_means
-from bcvit_jax.plates import GREY, HEIGHT, MARGIN, RED, SIZE, WIDTH, Plate, show
 
 HEADS = (
     "#0072b2 #d55e00 #009e73 #cc3f91 #b8860b #56b4e9 "

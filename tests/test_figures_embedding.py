@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
 
-from bcvit_jax.embedding import cosines, embed, embedding_plate, require, unit
 from bcvit_jax.errors import UserError
+from bcvit_jax.figures.embedding import cosines, embed, embedding_plate, require, unit
 
 LABELS = np.arange(40) % 2
 

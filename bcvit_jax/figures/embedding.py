@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from bcvit_jax.errors import UserError
-from bcvit_jax.plates import GREY, LEAST, MARGIN, SIZE, WIDTH, Plate
+from bcvit_jax.figures.plates import GREY, LEAST, MARGIN, SIZE, WIDTH, Plate
 
 DIMENSIONS = 50
 PERPLEXITY = 30.0

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bcvit_jax.cell_choice import chosen, typical
 from bcvit_jax.errors import UserError
+from bcvit_jax.figures.choice import chosen, typical
 
 LABELS = np.repeat([0, 1, 2], [6, 5, 4])
 PREDICTED = LABELS.copy()

@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bcvit_jax import embedding, on_cell
-from bcvit_jax.attention_figures import Cell, attention_plate, kept_plate
 from bcvit_jax.augment import resize
-from bcvit_jax.cell_choice import chosen
 from bcvit_jax.errors import UserError
 from bcvit_jax.evaluate import load_predictions, number, write_whole
+from bcvit_jax.figures import embedding, on_cell
+from bcvit_jax.figures.attention import Cell, attention_plate, kept_plate
+from bcvit_jax.figures.choice import chosen
+from bcvit_jax.figures.patches import corners
+from bcvit_jax.figures.plates import Plate
+from bcvit_jax.figures.schemes import patches_plate, schemes
+from bcvit_jax.figures.seen import attentive, see, together
 from bcvit_jax.journal import progress
-from bcvit_jax.patch_figures import patches_plate, schemes
-from bcvit_jax.patches import corners
-from bcvit_jax.plates import Plate
 from bcvit_jax.report import to_json
-from bcvit_jax.seen import attentive, see, together
 from bcvit_jax.trained import choose, finished_folds, open_run, restore
 
 VIEW = 288
