@@ -16,8 +16,8 @@ from bcvit_jax.figures.__main__ import main
 from bcvit_jax.main import main as train
 from bcvit_jax.signals import Signals
 from tests.networks import tiny_config
+from tests.test_figures_seen import opened
 from tests.test_main import CHECKOUT, TINY
-from tests.test_seen import opened
 
 FILES = {f"{name}.{kind}" for name in figures.KINDS for kind in ("png", "svg", "csv")}
 
