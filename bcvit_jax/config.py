@@ -63,6 +63,18 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MaeConfig:
+    """Pretraining as a masked autoencoder (He et al. 2022) in place of training a classifier."""
+
+    ratio: float = 0.0
+    """Share of the patches that are hidden; 0 trains a classifier."""
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    """Of the decoder."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's result, and where it reads and how often it writes."""
 
@@ -73,8 +85,9 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     weights: WeightsConfig = WeightsConfig()
+    mae: MaeConfig = MaeConfig()
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Folds to hold out, one after the other."""
+    """Folds to hold out, one after the other; () in pretraining alone, where it holds out none."""
     train_folds: tuple[int, ...] = ()
     """Folds to train on; empty is all but the held-out one."""
     epochs: int = 100
@@ -104,7 +117,8 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     config = _build(RunConfig, values, "config")
     optimizer, loss = config.optimizer, config.loss
     rules = {
-        "folds": (len(config.folds) > 0, "name at least one fold"),
+        "folds": (config.folds or config.mae.ratio, "name at least one fold"),
+        "mae.ratio": (0 <= config.mae.ratio < 1, "be 0 (no pretraining), or lie in (0, 1)"),
         "epochs": (config.epochs >= 1, "be at least 1"),
         "batch_size": (config.batch_size >= 1, "be at least 1"),
         "eval_batch_size": (config.eval_batch_size >= 1, "be at least 1"),
@@ -144,11 +158,24 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
         "loss.alpha": (-1 <= loss.alpha <= 1, "be a cosine, in [-1, 1]"),
         "loss.label_smoothing": (0 <= loss.label_smoothing < 1, "lie in [0, 1)"),
     }
-    for name, (holds, rule) in rules.items():
+    for name, (holds, rule) in [*rules.items(), *_pretraining_rules(config)]:
         if not holds:
             value = operator.attrgetter(name)(config)
             raise UserError(f"config.{name} is {value!r}; it must {rule}")
     return config
+
+
+def _pretraining_rules(config: RunConfig) -> list[tuple[str, tuple[bool, str]]]:
+    """What pretraining has no use for must be off."""
+    if not config.mae.ratio:
+        return []
+    off = {"optimizer.layer_decay": 1, "optimizer.frozen_blocks": 0, "weights.path": ""}
+    off |= {"data.mixup": 0, "data.cutmix": 0} | ({} if config.folds else {"train_folds": ()})
+    where = "in pretraining (config.mae.ratio)" + ("" if config.folds else " on all folds")
+    return [
+        (name, (operator.attrgetter(name)(config) == value, f"be {value!r} {where}"))
+        for name, value in off.items()
+    ]
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -58,6 +58,15 @@ class CellDataset:
         """The decoded picture, uint8 [h, w, 3]."""
         return np.asarray(self._decode(fold, index))
 
+    def digests(self, fold: str) -> list[str]:
+        """Sixteen digits of the SHA-256 of every cell's source file, or else of its picture."""
+        self.png(fold, 0)
+        rows = (self._records[fold][i] for i in range(len(self.labels[fold])))
+        return [
+            _text(row.get("sha256") or hashlib.sha256(row["image"]).hexdigest())[:16]
+            for row in rows
+        ]
+
     def square(
         self,
         fold: str,

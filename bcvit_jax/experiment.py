@@ -24,6 +24,7 @@ from bcvit_jax.evaluate import (
     write_whole,
 )
 from bcvit_jax.journal import Journal
+from bcvit_jax.pretraining import PICTURES, encoder_file, pretrain_fold
 from bcvit_jax.program import make_mesh
 from bcvit_jax.provenance import continued, provenance
 from bcvit_jax.report import to_json, write_report
@@ -37,7 +38,7 @@ _HARMLESS = (".log", ".out", ".err", ".txt", ".partial")
 
 
 def run(values: Mapping[str, Any], workdir: Path, signals: Signals) -> None:
-    """Train every fold that `values` (a config as a plain dict) names, and report.
+    """Train every fold that `values` (a config as a plain dict) names, and report; or pretrain.
 
     Errors: UserError before any work and any file in `workdir` for what the user can mend;
     RunError, FloatingPointError or OSError where training fails; Stop after a signal.
@@ -50,6 +51,10 @@ def run(values: Mapping[str, Any], workdir: Path, signals: Signals) -> None:
     check_run(config, dataset)
     old = _check_workdir(config, dataset, workdir)
     names = [dataset.folds[i] for i in config.folds]
+    if config.mae.ratio:
+        with _held(workdir):
+            _pretrain(config, dataset, workdir, signals, old)
+        return
     with _held(workdir):
         done = {name: _finished(workdir, name) for name in dataset.folds}
         missing = [i for i in config.folds if done[dataset.folds[i]] is None]
@@ -68,6 +73,33 @@ def run(values: Mapping[str, Any], workdir: Path, signals: Signals) -> None:
             _say(f"{workdir} is finished ({', '.join(names)}); --workdir starts a run elsewhere\n")
         if jax.process_index() == 0:
             _report(config, dataset, workdir, [p for p in done.values() if p])
+
+
+def _pretrain(
+    config: RunConfig, dataset: CellDataset, workdir: Path, signals: Signals, old: dict | None
+) -> None:
+    """Pretrain with each fold held out, or with none; nothing is scored."""
+    mesh, journal = make_mesh(), Journal(workdir)
+    folds = [
+        FoldRun(config, dataset, held_out, workdir, mesh, _say, signals)
+        for held_out in config.folds or (None,)
+    ]
+    missing = [fold for fold in folds if not encoder_file(fold).exists()]
+    if missing or not old:
+        _record(config, dataset, workdir, old)
+        _say(_greeting(config, dataset, workdir))
+    if not config.folds:
+        _say(
+            "warning: pretraining holds out no fold; no cell of this data set may be scored with "
+            "what comes of it, and such a run is refused"
+        )
+    with contextlib.closing(journal):
+        for fold in missing:
+            pretrain_fold(fold, journal)
+    if not missing:
+        _say(f"{workdir} is finished ({', '.join(fold.name for fold in folds)})")
+    pictures = ", ".join(str(workdir / fold.name / PICTURES) for fold in folds)
+    _say(f"\npictures: {pictures}\nto begin with it: --config.weights.path={workdir}")
 
 
 def _report(
@@ -199,7 +231,7 @@ def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
         f"  network   {config.model['name']}\n"
         f"  data      {config.data.path}: {total:,} cells, {len(dataset.class_names)} classes, "
         f"{len(dataset.folds)} folds{donors}\n"
-        f"  held out  {', '.join(dataset.folds[i] for i in config.folds)}\n"
+        f"  held out  {', '.join(dataset.folds[i] for i in config.folds) or 'nothing'}\n"
         f"  devices   {len(devices)} × {devices[0].device_kind}\n"
         f"  folder    {workdir}\n"
         f"  settings  {described(os.environ) or 'none'}{leak}"

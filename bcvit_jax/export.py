@@ -38,6 +38,11 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
     from bcvit_jax.weights import to_flat
 
     config = _run_config(workdir)
+    if config.mae.ratio:
+        raise UserError(
+            f"{workdir} is a pretraining, which tells no classes apart; its encoders are files "
+            f"already ({workdir}/*/encoder.safetensors, for --config.weights.path)"
+        )
     report, provenance = read_json(workdir / "report.json"), read_json(workdir / "provenance.json")
     found = [f for f in report["folds"] if fold in ("all", "", f["fold"])]
     names = [f["fold"] for f in report["folds"]]

@@ -1,4 +1,4 @@
-"""The training loss (equations 12 to 14): L = L_ce + L_con."""
+"""The training loss (equations 12 to 14): L = L_ce + L_con; and that of pretraining."""
 
 import jax
 import jax.numpy as jnp
@@ -34,3 +34,12 @@ def contrastive(features, labels, *, alpha: float = 0.4):
     same = labels[:, None] == labels[None, :]
     pairs = jnp.where(same, 1.0 - cosine, jnp.maximum(cosine - alpha, 0.0))
     return pairs.mean()
+
+
+def reconstruction(prediction, target, hidden):
+    """Mean squared error of what is hidden: all [b, n, p], `hidden` 0 or 1 -> a scalar.
+
+    The mean is over the hidden numbers of the whole batch; what was shown counts for nothing.
+    """
+    hidden = hidden.astype(jnp.float32)
+    return (jnp.square(prediction - target) * hidden).sum() / hidden.sum()

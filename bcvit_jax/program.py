@@ -13,7 +13,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bcvit_jax import losses
 from bcvit_jax.config import RunConfig
 from bcvit_jax.errors import UserError
-from bcvit_jax.models import NetworkConfig, build, model_config, scale
+from bcvit_jax.models import (
+    BCViTConfig,
+    MaskedAutoencoderConfig,
+    NetworkConfig,
+    build,
+    mae,
+    model_config,
+    scale,
+)
 from bcvit_jax.optimizer import make_optimizer
 
 
@@ -39,7 +47,7 @@ class Program:
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, Mapping[str, Any], jax.Array], tuple[State, dict]]
     predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-    """Of a state's `variables` and images."""
+    """Of a state's `variables` and images: logits and kept; in pretraining `mae.pictures`."""
     model: NetworkConfig
 
 
@@ -52,15 +60,66 @@ def _statistics(network: nnx.Module) -> Any:
 
 
 def network_config(config: RunConfig, num_classes: int) -> NetworkConfig:
-    """The network that `config.model` names; UserError for an unknown name, field or value."""
+    """The network that `config.model` names, in pretraining its autoencoder.
+
+    Errors: UserError for an unknown name, field or value.
+    """
     overrides = dict(config.model)
     name = overrides.pop("name", None)
     if name is None:
         raise UserError("config.model.name is not set; name one of bcvit_jax.models.list_models()")
     try:
-        return model_config(name, num_classes, **overrides)
+        network = model_config(name, num_classes, **overrides)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from None
+    if not config.mae.ratio:
+        return network
+    if not isinstance(network, BCViTConfig):
+        raise UserError(
+            f"config.mae.ratio is {config.mae.ratio}; only a Vision Transformer is pretrained, and "
+            f"{name} is none, so set it to 0"
+        )
+    try:
+        return MaskedAutoencoderConfig(network, **dataclasses.asdict(config.mae))
+    except ValueError as error:
+        raise UserError(f"config.mae: {error}") from None
+
+
+def _classification(config: RunConfig) -> Callable:
+    """(network, batch, key) -> the loss of equations 12 to 14, and metrics."""
+
+    def objective(network, batch, key):
+        output = network(scale(batch["image"]), key=key)
+        entropy = losses.cross_entropy(
+            output.logits,
+            batch["label"],
+            smoothing=config.loss.label_smoothing,
+            mixed_labels=batch["mixed_label"],
+            mix=batch["mix"],
+        )
+        # Of a mixed image the class with the larger share counts.
+        label = jnp.where(batch["mix"] >= 0.5, batch["label"], batch["mixed_label"])
+        alike = losses.contrastive(output.feature, label, alpha=config.loss.alpha)
+        total = entropy + config.loss.contrastive * alike
+        hits = (output.logits.argmax(-1) == label).mean()
+        return total, {"cross_entropy": entropy, "contrastive": alike, "top1": hits}
+
+    return objective
+
+
+def _pretraining(model: MaskedAutoencoderConfig) -> Callable:
+    """(network, batch, key) -> the loss of the hidden pixels, and metrics; labels are not read."""
+
+    def objective(network, batch, key):
+        images = scale(batch["image"])
+        output = network(images, key=key)
+        target, _, _ = mae.standardise(mae.tiles(images, model.encoder))
+        shown = jnp.broadcast_to(output.shown[..., None], images.shape)
+        hidden = ~mae.tiles(shown, model.encoder)
+        total = losses.reconstruction(output.prediction, target, hidden)
+        return total, {"hidden": hidden.mean()}
+
+    return objective
 
 
 def make_program(
@@ -71,6 +130,8 @@ def make_program(
     optimizer, schedule = make_optimizer(config.optimizer, steps_per_epoch, steps)
     abstract = nnx.eval_shape(lambda: build(model, rngs=nnx.Rngs(0)))
     graph, _ = nnx.split(abstract)
+    pretraining = isinstance(model, MaskedAutoencoderConfig)
+    objective = _pretraining(model) if pretraining else _classification(config)
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
@@ -86,21 +147,8 @@ def make_program(
         def loss(params):
             # A copy: the state's own variables can't change below the gradient.
             network = nnx.merge(graph, _variables(params, state.statistics), copy=True)
-            output = network(scale(batch["image"]), key=key)
-            entropy = losses.cross_entropy(
-                output.logits,
-                batch["label"],
-                smoothing=config.loss.label_smoothing,
-                mixed_labels=batch["mixed_label"],
-                mix=batch["mix"],
-            )
-            # Of a mixed image the class with the larger share counts.
-            label = jnp.where(batch["mix"] >= 0.5, batch["label"], batch["mixed_label"])
-            alike = losses.contrastive(output.feature, label, alpha=config.loss.alpha)
-            total = entropy + config.loss.contrastive * alike
-            hits = (output.logits.argmax(-1) == label).mean()
-            parts = {"loss": total, "cross_entropy": entropy, "contrastive": alike, "top1": hits}
-            return total, (parts, _statistics(network))
+            total, parts = objective(network, batch, key)
+            return total, ({"loss": total, **parts}, _statistics(network))
 
         (_, (metrics, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -110,7 +158,11 @@ def make_program(
         return State(state.step + 1, params, opt_state, statistics), metrics
 
     def predict_step(variables, images):
-        output = nnx.merge(graph, variables)(scale(images))
+        network, images = nnx.merge(graph, variables), scale(images)
+        if isinstance(model, MaskedAutoencoderConfig):
+            output = network(images, key=jax.random.key(0))
+            return mae.pictures(images, output, model.encoder)
+        output = network(images)
         return output.logits, output.kept
 
     return Program(

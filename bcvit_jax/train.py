@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bcvit_jax import encoders
 from bcvit_jax.checkpoint import Checkpoints, all_finite
 from bcvit_jax.config import RunConfig
 from bcvit_jax.data import (
@@ -49,13 +50,15 @@ class Diverged(RunError):
 
 def check_run(config: RunConfig, dataset: CellDataset) -> None:
     """All that can be known to be wrong before any work starts; UserError with the first fault."""
-    check_folds(dataset, config.folds)
+    if config.folds:
+        check_folds(dataset, config.folds)
     if config.train_folds:
         check_folds(dataset, config.train_folds)
     network = network_config(config, len(dataset.class_names))
     _check_layers(config, network)
     if config.weights.path:
-        _pretrained(config, network)
+        for path in {encoders.unseen(config.weights.path, dataset, i) for i in config.folds}:
+            _pretrained(config, network, path)
     for fold in config.folds:
         if fold in config.train_folds:
             raise UserError(
@@ -90,8 +93,8 @@ def _check_layers(config: RunConfig, network: NetworkConfig) -> None:
         )
 
 
-def train_folds(config: RunConfig, dataset: CellDataset, held_out: int) -> tuple[int, ...]:
-    """Folds to train on when `held_out` is held out."""
+def train_folds(config: RunConfig, dataset: CellDataset, held_out: int | None) -> tuple[int, ...]:
+    """Folds to train on when `held_out`, or none, is held out."""
     if config.train_folds:
         return config.train_folds
     return tuple(i for i in range(len(dataset.folds)) if i != held_out)
@@ -99,11 +102,11 @@ def train_folds(config: RunConfig, dataset: CellDataset, held_out: int) -> tuple
 
 @dataclasses.dataclass
 class FoldRun:
-    """What training needs of one held-out fold."""
+    """What training needs of one held-out fold; in pretraining it may hold out none."""
 
     config: RunConfig
     dataset: CellDataset
-    held_out: int
+    held_out: int | None
     workdir: Path
     mesh: Mesh
     say: Callable[[str], None]
@@ -111,7 +114,7 @@ class FoldRun:
 
     @property
     def name(self) -> str:
-        return self.dataset.folds[self.held_out]
+        return "all_folds" if self.held_out is None else self.dataset.folds[self.held_out]
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -119,7 +122,7 @@ class FoldRun:
 
     @property
     def seed(self) -> int:
-        return self.config.seed + 1000 * self.held_out
+        return self.config.seed + 1000 * (self.held_out or 0)
 
     def stream(self, image_size: int) -> TrainStream:
         config = self.config
@@ -150,12 +153,31 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
     Leaves training.json and predictions.* in the fold's folder. Raises Stop after saving when a
     signal came, Diverged where the loss or a weight is not finite.
     """
+    goodput = Goodput()
+    program, state, steps = fit(run, journal, goodput)
+    with goodput.spend("evaluation"):
+        predictions = predict_fold(run, program, state.variables, goodput)
+    write_training(run, state, steps, goodput)
+    if jax.process_index() == 0:
+        save_predictions(run.workdir / run.name / "predictions", predictions)
+    return predictions
+
+
+def fit(
+    run: FoldRun,
+    journal: Journal,
+    goodput: Goodput,
+    after_save: Callable[[Program, State], None] = lambda program, state: None,
+) -> tuple[Program, State, int]:
+    """Train from the newest good checkpoint on: what was compiled, the last state, its step.
+
+    `after_save` is called behind every checkpoint.
+    """
     config = run.config
     size = network_config(config, len(run.dataset.class_names)).image_size
     stream = run.stream(size)
     steps_per_epoch = stream.examples_per_epoch / config.batch_size
     steps = max(1, math.floor(config.epochs * steps_per_epoch))
-    goodput = Goodput()
     with goodput.spend("compile"), ThreadPoolExecutor(1) as beside:
         classes = len(run.dataset.class_names)
         program = make_program(config, classes, steps_per_epoch, steps, run.mesh)
@@ -170,7 +192,7 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
         found = run.checkpoints.restore(abstract)
         if found is None:
             begin = _Begin(0, {}, [])
-            state = _begin_with(config, program, fresh_state(program, key), run.say)
+            state = _begin_with(run, program, fresh_state(program, key))
         else:
             step, state, extra = found
             begin = _Begin(step, extra["seconds"], extra["unlogged"])
@@ -179,12 +201,21 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
         train_step = compiling.result()
     goodput.add(begin.seconds)
     journal.start(run.name, begin.step)
+
+    def saved(state: State) -> None:
+        with goodput.spend("evaluation"):
+            after_save(program, state)
+
     with contextlib.closing(stream):
         state = _loop(
-            run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch, goodput
+            *(run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch),
+            *(goodput, saved),
         )
-    with goodput.spend("evaluation"):
-        predictions = predict_fold(run, program, state.variables, goodput)
+    return program, state, steps
+
+
+def write_training(run: FoldRun, state: State, steps: int, goodput: Goodput) -> None:
+    """Say where the time went, and leave training.json."""
     run.say(f"{run.name}: {goodput}")
     if jax.process_index() == 0:
         facts = {
@@ -193,25 +224,27 @@ def train_fold(run: FoldRun, journal: Journal) -> Predictions:
             "minutes": round(goodput.training / 60, 2),
             "seconds": {part: round(gone, 2) for part, gone in goodput.seconds.items()},
         }
-        folder = run.workdir / run.name
-        write_whole(folder / "training.json", (json.dumps(facts, indent=1) + "\n").encode())
-        save_predictions(folder / "predictions", predictions)
-    return predictions
+        path = run.workdir / run.name / "training.json"
+        write_whole(path, (json.dumps(facts, indent=1) + "\n").encode())
 
 
-def _pretrained(config: RunConfig, network: NetworkConfig) -> tuple[Flat, Pretrained]:
-    """The weights that `config.weights` names; UserError where they don't fit the network."""
+def _pretrained(
+    config: RunConfig, network: NetworkConfig, path: str | Path
+) -> tuple[Flat, Pretrained]:
+    """The weights in `path`, as `config.weights` asks for them; UserError where they do not fit."""
     chosen = config.weights
-    return pretrained(network, chosen.path, chosen.last_block, mean=chosen.mean, std=chosen.std)
+    return pretrained(network, path, chosen.last_block, mean=chosen.mean, std=chosen.std)
 
 
-def _begin_with(config: RunConfig, program: Program, state: State, say) -> State:
+def _begin_with(run: FoldRun, program: Program, state: State) -> State:
     """The fresh state, with pretrained weights where the config names some."""
-    if not config.weights.path:
+    config = run.config
+    if not config.weights.path or run.held_out is None:
         return state
-    flat, report = _pretrained(config, program.model)
+    path = encoders.unseen(config.weights.path, run.dataset, run.held_out)
+    flat, report = _pretrained(config, program.model, path)
     fresh = sorted({name.partition(".")[0] for name in report.fresh})
-    say(f"weights: {report.family} from {config.weights.path}; fresh: {', '.join(fresh)}")
+    run.say(f"weights: {report.family} from {path}; fresh: {', '.join(fresh)}")
 
     def chosen(path, leaf):
         value = flat.get(name_of(path))
@@ -233,7 +266,7 @@ class _Begin(NamedTuple):
 
 
 def _loop(
-    run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch, goodput
+    run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch, goodput, after_save
 ) -> State:
     """Steps to `steps`; metrics are fetched one step late, so the device never waits."""
     config, checkpoints = run.config, run.checkpoints
@@ -271,7 +304,8 @@ def _loop(
             mean["images_per_second"] = (step - logged) * config.batch_size / (now - clock)
             mean["epoch"] = step / steps_per_epoch
             journal.write(run.name, step, mean)
-            bar.set_postfix(loss=f"{mean['loss']:.3f}", top1=f"{mean['top1']:.3f}", refresh=False)
+            shown = {name: f"{mean[name]:.3f}" for name in ("loss", "top1") if name in mean}
+            bar.set_postfix(shown, refresh=False)
             unlogged, logged, clock = [], step, now
 
     def save(step: int) -> None:
@@ -307,6 +341,8 @@ def _loop(
                 settle()
                 with goodput.spend("checkpoint"):
                     save(step)
+                if not stopping:
+                    after_save(state)
             if stopping:
                 raise Stop(f"{run.name}: saved after step {step} of {steps}")
     return state
@@ -344,6 +380,7 @@ def to_devices(
 def predict_fold(run: FoldRun, program: Program, variables: Any, goodput: Goodput) -> Predictions:
     """Predictions of the held-out fold with a state's `variables`, every image once."""
     config, size = run.config, program.model.image_size
+    assert run.held_out is not None
     with goodput.spend("compile"):
         images = abstract_batch(config.eval_batch_size, size)["image"]
         predict_step = compiled(program.predict_step, variables, images)

@@ -114,7 +114,7 @@ def load_pretrained(
     extra last block starts as a copy of the one before it, or fresh; the classifier's head stays
     fresh unless `head`. Our images lie in [−1, 1]: where the weights saw pixels of another mean
     and std, the patch projection (of a convolutional network: `pixels`) takes the difference up,
-    exactly.
+    exactly. Encoders that were pretrained here (`bcvit_jax.encoders`) need none of this.
     Errors: one UserError that lists all that does not fit.
     """
     flat, report = pretrained(model.config, path, last_block, head, mean, std)
@@ -137,6 +137,15 @@ def pretrained(
         from bcvit_jax.weights_convolutional import pretrained_convolutional  # it builds on this
 
         return pretrained_convolutional(config, path, head, mean, std)
+    from bcvit_jax import encoders  # it builds on this
+
+    if encoder := encoders.find(path):
+        if mean or std:
+            raise UserError(
+                f"config.weights.mean is {mean} and std {std}; they are for weights of others, and "
+                f"{encoder} takes pixels as they are here, so leave both empty"
+            )
+        return encoders.load(config, encoder, last_block)
     source = str(path)
     family, theirs = _recognise(read_arrays(path), source)
     found_mean, found_std = normalisation_beside(path) or family.normalisation
@@ -161,7 +170,7 @@ def pretrained(
         for place in places:
             names = (line.theirs,) if isinstance(line.theirs, str) else line.theirs
             names = tuple(name.format(place) for name in names)
-            ours = _our_name(line.ours, place, config)
+            ours = our_name(line.ours, place, config)
             if ours not in every and not any(name in theirs for name in names):
                 continue  # layer scale or registers, which neither has
             used |= set(names)
@@ -174,17 +183,23 @@ def pretrained(
     faults += _extra(theirs, used, family, blocks)
     refuse(faults, source)
     _fit(flat, config, mean, std, faults)
-    for name in [n for n in every if n.startswith("last_block.")]:
-        twin = name.replace("last_block", f"blocks.{blocks - 1}")
-        if name not in flat and last_block == "copy" and twin in flat:
-            flat[name] = flat[twin]
+    if last_block == "copy":
+        fill_last_block(flat, every, blocks)
     wanted = {name: shape for name, shape in every.items() if name in flat}
     refuse([*faults, *shape_faults(wanted, flat)], source)
     fresh = tuple(sorted(set(every) - set(flat)))
     return flat, Pretrained(family.name, tuple(sorted(flat)), fresh)
 
 
-def _our_name(name: str, place: int, config: BCViTConfig) -> str:
+def fill_last_block(flat: Flat, every: Iterable[str], blocks: int) -> None:
+    """What `flat` lacks of the last block becomes a copy of the last of the `blocks` before it."""
+    for name in [n for n in every if n.startswith("last_block.")]:
+        twin = name.replace("last_block", f"blocks.{blocks - 1}")
+        if name not in flat and twin in flat:
+            flat[name] = flat[twin]
+
+
+def our_name(name: str, place: int, config: BCViTConfig) -> str:
     """With selection in the last of L blocks (11+1) the weights' last block is `last_block`."""
     if "{}" in name and place == config.num_maps:
         return name.replace("blocks.{}", "last_block")

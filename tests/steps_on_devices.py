@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
+from bcvit_jax.config import LossConfig, MaeConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig
 from bcvit_jax.losses import contrastive
 from bcvit_jax.program import make_mesh, make_program
@@ -81,6 +81,20 @@ def batch_norm() -> dict[str, list[float]]:
         losses.append(float(metrics["loss"]))
     moments = [float(x) for array in jax.tree.leaves(state.statistics) for x in array]
     return {"losses": losses, "moments": moments}
+
+
+def pretraining_losses() -> list[float]:
+    """Losses of four steps of a masked autoencoder."""
+    mae = MaeConfig(0.6, width=32, depth=1, heads=2)
+    model = dict(run_config().model) | {"drop_path": 0.0}
+    config = RunConfig("test", model, DataConfig(path=""), mae=mae, batch_size=BATCH)
+    mesh, key, losses = make_mesh(), jax.random.key(3), []
+    program = make_program(config, 5, steps_per_epoch=5, steps=4, mesh=mesh)
+    state = program.init(key)
+    for batch in to_devices((random_batch(BATCH, seed=seed) for seed in range(4)), mesh):
+        state, metrics = program.train_step(state, batch, key)
+        losses.append(float(metrics["loss"]))
+    return losses
 
 
 def sharded_contrastive() -> dict[str, float]:

@@ -15,7 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from bcvit_jax.appearance import OFF
 from bcvit_jax.config import RunConfig, from_dict, recipe, to_dict
 from bcvit_jax.costs import of_network
-from bcvit_jax.models import BCViTConfig
+from bcvit_jax.models import BCViTConfig, MaskedAutoencoderConfig
 from bcvit_jax.program import abstract_batch, make_mesh, make_program, network_config
 from configs import ablations, base
 
@@ -77,6 +77,9 @@ def test_init_and_train_step_fit_together(name, variant):
     b = config.eval_batch_size
     images = abstract_batch(b, program.model.image_size)["image"]
     logits, kept = jax.eval_shape(program.predict_step, state.variables, images)
+    if config.mae.ratio:  # pictures, before and after
+        assert logits.shape == kept.shape == images.shape
+        return
     assert (logits.shape, kept.shape) == ((b, CLASSES), (b, program.model.num_kept))
 
 
@@ -131,6 +134,18 @@ def test_baselines_share_pbc10s_data_and_length():
         assert ours["loss"] == theirs["loss"] | {"contrastive": 0.0}
         assert (ours["model"]["name"], ours["model"]["image_size"]) == (words[0], 112)
         assert ours["model"].get("norm") == ("group" if "groupnorm" in words else None)
+
+
+def test_what_mae_pretrains_is_the_network_of_the_config_it_is_for():
+    for variant, theirs in (("", "pbc10"), ("base", "base")):
+        ours, other = run_config("mae", variant), run_config(theirs)
+        network = network_config(ours, CLASSES)
+        assert isinstance(network, MaskedAutoencoderConfig)
+        assert network.encoder == dataclasses.replace(
+            network_config(other, CLASSES), selection=False
+        )
+        assert (network.ratio, ours.folds, ours.data.path) == (0.75, other.folds, other.data.path)
+        assert ours.data.centre_crop == other.data.centre_crop
 
 
 def test_base_is_the_papers_protocol():

@@ -9,10 +9,11 @@ from flax import nnx
 from bcvit_jax.models.bcvit import BCViT, Output, scale
 from bcvit_jax.models.config import BCViTConfig, ConvolutionalConfig
 from bcvit_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from bcvit_jax.models.mae import MaskedAutoencoder, MaskedAutoencoderConfig
 from bcvit_jax.models.resnet import ResNet, ResNetConfig
 from bcvit_jax.models.vgg import VGG, VGGConfig
 
-NetworkConfig = BCViTConfig | ConvolutionalConfig
+NetworkConfig = BCViTConfig | ConvolutionalConfig | MaskedAutoencoderConfig
 
 _TINY: dict[str, Any] = dict(width=192, heads=3, mlp_width=768)
 _SMALL: dict[str, Any] = dict(width=384, heads=6, mlp_width=1536)
@@ -48,6 +49,7 @@ ARCHITECTURES: dict[str, tuple[type, type]] = {
     "VGG": (VGGConfig, VGG),
     "ResNet": (ResNetConfig, ResNet),
     "EfficientNet": (EfficientNetConfig, EfficientNet),
+    "MaskedAutoencoder": (MaskedAutoencoderConfig, MaskedAutoencoder),
 }
 """The configuration and the network of each family, by the network's name."""
 
@@ -94,6 +96,7 @@ __all__ = [
     "BCViT",
     "BCViTConfig",
     "ConvolutionalConfig",
+    "MaskedAutoencoderConfig",
     "NetworkConfig",
     "Output",
     "architecture",

@@ -275,29 +275,36 @@ class BCViT(nnx.Module):
 
         Rows are class rows [l, b, h, n], full maps [l, b, h, n, n], or None without selection.
         """
-        z = self.embedding(images)
-        graph, _ = nnx.split(self.blocks[0])
-        layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in self.blocks))
         dropping = None
         if key is not None:
             place = jnp.arange(len(self.blocks))
             last = max(len(self.blocks) + self.config.selection - 1, 1)
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
             dropping = {"drop_path": self.config.drop_path * place / last, "key": keys}
-
-        def layer(z, inputs):
-            params, dropping = inputs
-            rows = dict(class_row=self.config.selection, full_map=full_maps)
-            return nnx.merge(graph, params)(z, **rows, **(dropping or {}))
-
-        # A loop compiles one block, not twelve. Unrolled, XLA's CPU compiler also sums the gradient
-        # of the residual stream anew for every block, from all the blocks above it.
-        return jax.lax.scan(layer, z, (layers, dropping))
+        rows = dict(class_row=self.config.selection, full_map=full_maps)
+        return in_turn(self.blocks, self.embedding(images), dropping, **rows)
 
     def classify(self, z):
         """z [b, n, d] -> (logits [b, classes], class-token feature [b, d]), float32."""
         feature = self.norm(z[:, 0])
         return self.head(feature), feature
+
+
+def in_turn(blocks, z, dropping=None, **rows):
+    """Blocks one after the other: z [b, n, d] -> (z, rows as `Block` returns them, stacked).
+
+    `dropping` holds `Block`'s `drop_path` and `key`, arrays of one value a block.
+    """
+    graph, _ = nnx.split(blocks[0])
+    layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in blocks))
+
+    def layer(z, inputs):
+        params, dropping = inputs
+        return nnx.merge(graph, params)(z, **rows, **(dropping or {}))
+
+    # A loop compiles one block, not twelve. Unrolled, XLA's CPU compiler also sums the gradient
+    # of the residual stream anew for every block, from all the blocks above it.
+    return jax.lax.scan(layer, z, (layers, dropping))
 
 
 def _activation(name: str):
