@@ -6,7 +6,7 @@
 
 Variants: `:vgg16`, `:resnet18`, `:resnet50` (also without a variant), `:seresnet50`,
 `:resnext50_32x4d`, `:efficientnet_b0`; `,groupnorm` takes group norm for batch norm, and `,short`
-and `,robust` are those of configs/pbc10.py. Data, pixels, epochs and batch are that file's too;
+and `,plain` are those of configs/pbc10.py. Data, pixels, epochs and batch are that file's too;
 the loss is cross-entropy alone. SGD with momentum and cosine for VGG and the ResNets (a tenth of
 the rate for VGG, which has no norm), AdamW for EfficientNet. Wall-clock, results and learning
 rates: not measured yet. With pretrained weights: --config.weights.path=resnet50.safetensors.
@@ -23,10 +23,10 @@ def get_config(variant: str = ""):
     """The first word of `variant` is the network."""
     name, *words = (variant or "resnet50").split(",")
     more = [word for word in words if word != "groupnorm"]
-    if name not in NAMES or set(more) - {"short", "robust"}:
+    if name not in NAMES or set(more) - {"short", "plain"}:
         raise ValueError(
             f"configs/baselines.py has no variant {variant!r}; it knows {', '.join(NAMES)}; behind "
-            "each may stand ,groupnorm ,short ,robust"
+            "each may stand ,groupnorm ,short ,plain"
         )
     config = pbc10.get_config(",".join(more))
     config.title = f"{', '.join([name, *words])}, from scratch on pbc10"

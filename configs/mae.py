@@ -21,7 +21,7 @@ def get_config(variant: str = ""):
     """Three quarters of the patches hidden; crops, flips and turns, no change of colour."""
     if variant not in ("", "base"):
         raise ValueError(f"configs/mae.py has no variant {variant!r}; it knows base")
-    config = base.get_config() if variant == "base" else pbc10.get_config()
+    config = base.get_config() if variant == "base" else pbc10.get_config("plain")
     config.title = "Masked autoencoder of BCViT-Tiny with a convolutional stem"
     config.epochs = 100
     config.checkpoint_epochs = 5.0

@@ -26,6 +26,7 @@ from data_prep.fields import FieldSet, Findings
 from data_prep.files import write_json
 from data_prep.rounds import read_rounds
 
+RECIPE = "configs/pbc10.py:short,plain"
 CROPPED = ("--config.data.centre_crop=1.0",)
 
 
@@ -122,14 +123,14 @@ def crop_and_build(cells: Path, out: Path) -> None:
 
 
 def compare(out: Path, seeds: int) -> None:
-    """`configs/pbc10.py:short` on both data sets, fold 0, two runs side by side, a core each."""
+    """RECIPE on both data sets, fold 0, two runs side by side, a core each."""
     arms = {"whole": (), "crops": CROPPED}
     results: dict[str, list[float]] = {arm: [] for arm in arms}
     for seed in range(seeds):
         running = []
         for core, (arm, extra) in enumerate(arms.items()):
             workdir = out / f"run-{arm}-{seed}"
-            command = [sys.executable, "-m", "bcvit_jax.main", "--config=configs/pbc10.py:short"]
+            command = [sys.executable, "-m", "bcvit_jax.main", f"--config={RECIPE}"]
             command += [f"--config.data.path={out / f'data_{arm}'}", f"--workdir={workdir}"]
             command += [f"--config.seed={seed}", f"--config.data.cache={out / 'cache'}", *extra]
             if not (workdir / "report.json").exists():
