@@ -21,34 +21,39 @@ def opened(config: BCViTConfig) -> Network:
     return Network(3, program, params, Preprocessing(SIDE, SIDE, 1.0))  # pyright: ignore
 
 
+seen_by = nnx.jit(class_attention)
+plain = nnx.jit(lambda network, images: network(images))
+with_maps = nnx.jit(lambda network, images: network(images, full_maps=True))
+
+
 @pytest.mark.parametrize("registers", [0, 2])
 def test_the_kept_patches_are_the_strongest_of_each_head(registers):
     network = lively_network(tiny_config(tokens_per_head=2, registers=registers))
     images = random_images(3)
-    output, attention = class_attention(network, images)
+    output, attention = seen_by(network, images)
     assert attention.shape == (3, 2, network.config.num_patches)
     strongest = np.argsort(-np.asarray(attention), axis=-1)[:, :, :2].reshape(3, -1)
     np.testing.assert_array_equal(output.kept, strongest)
-    for found, expected in zip(output, network(images), strict=True):
+    for found, expected in zip(output, plain(network, images), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_fused_attention_is_the_weighted_sum_of_the_layers_maps():
     network = lively_network(tiny_config())
     images = random_images(2)
-    _, maps = network(images, full_maps=True)
+    _, maps = with_maps(network, images)
     rows = np.asarray(maps)[:, :, :, 0]
     weights = np.asarray(network.sparse_attention.layer_weights(rows))
     expected = np.stack([weights[:, layer, None, None] * rows[layer] for layer in range(3)]).sum(0)
-    _, attention = class_attention(network, images)
+    _, attention = seen_by(network, images)
     np.testing.assert_allclose(attention, expected[:, :, 1:], atol=1e-6)
 
 
 def test_without_selection_it_is_the_last_blocks_and_nothing_is_kept():
     network = lively_network(tiny_config(selection=False))
     images = random_images(2)
-    output, attention = class_attention(network, images)
-    _, maps = network(images, full_maps=True)
+    output, attention = seen_by(network, images)
+    _, maps = with_maps(network, images)
     np.testing.assert_allclose(attention, maps[-1, :, :, 0, 1:], atol=1e-6)
     assert output.kept.shape == (2, 0)
 
