@@ -182,7 +182,9 @@ def test_the_loss_falls_each_step_has_another_mask_and_labels_are_not_read():
     loss, hidden = np.transpose(found)
     assert loss[0] > 0.9 and loss[-10:].mean() < 0.7 * loss[0]
     assert len(set(hidden.round(6))) > 50
-    seen, restored = (np.asarray(x) for x in program.predict_step(state.params, batch["image"]))
+    seen, restored = (
+        np.asarray(x) for x in program.predict_step(state.params, jnp.asarray(batch["image"]))
+    )
     images = batch["image"] / np.float32(127.5) - 1
     shown = np.isclose(seen, images).all(-1)
     assert 0.3 < shown.mean() < 0.7 and not seen[~shown].any()
