@@ -16,7 +16,7 @@ from configs import base
 
 
 def get_config(variant: str = ""):
-    """Muon with warm-up and cosine, crops, flips, turns and colour jitter."""
+    """Muon with warm-up and cosine; flips, turns, others' looks or (plain) colour jitter."""
     variants = variant.split(",") if variant else []
     if unknown := set(variants) - {"short", "plain"}:
         name = ", ".join(sorted(unknown))
