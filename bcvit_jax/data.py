@@ -1,6 +1,7 @@
-"""Balance the training folds, augment, and hand out batches that can be resumed (Grain).
+"""Batches of balanced, augmented cells, handed out so that they can be resumed (Grain).
 
-`open_dataset` (dataset.py) gives the cells; images stay uint8 up to the device.
+dataset.py gives the cells, balance.py says how often each comes, augment.py changes them; images
+stay uint8 up to the device.
 """
 
 import dataclasses
