@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from bcvit_jax.appearance import OFF, AugmentConfig, change_look, change_quality, view
+from bcvit_jax.normalisation import AS_IT_IS, Normalisation
 from bcvit_jax.shifts import background, window
 
 _TRANSPOSE = (
@@ -21,7 +22,6 @@ _TRANSPOSE = (
     Image.Transpose.FLIP_TOP_BOTTOM,
     Image.Transpose.TRANSVERSE,
 )
-_WHITE, _DARKEST = 240.0, 80.0
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma, as Pillow and torchvision
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _RGB = np.linalg.inv(_YIQ)
@@ -38,38 +38,31 @@ def dihedral(image: np.ndarray, transform: int) -> np.ndarray:
     return np.rot90(image[:, ::-1] if transform >= 4 else image, transform % 4)
 
 
-def white_background(image: Image.Image) -> list[int]:
-    """Pillow's table [768] that scales each channel so that the background becomes 240.
-
-    The background is `shifts.background`; what is brighter than it may be clipped. A picture
-    without any, all darker than 80, is scaled by no more than that.
-    """
-    bright = np.maximum(background(np.asarray(image)), _DARKEST)
-    ramps = np.arange(256) * (_WHITE / bright[:, None])
-    return np.minimum(ramps + 0.5, 255).astype(np.uint8).ravel().tolist()
-
-
 def centre_square(
-    image: Image.Image, fraction: float, side: int, margin: int = 0, white: bool = False
+    image: Image.Image,
+    fraction: float,
+    side: int,
+    margin: int = 0,
+    normalise: Normalisation = AS_IT_IS,
 ) -> np.ndarray:
     """The middle of `image` as a square, uint8 [side, side, 3]; bicubic, antialiased.
 
     `fraction` < 1 keeps the centred square of that fraction of the shorter side. Reading: at 1 the
     whole picture is resized to the square, as the paper does, so a picture that is not square
     changes its aspect. With a `margin` the square is side + 2 · margin: the same middle, bit for
-    bit, and as many pixels of its surroundings, mirrored where the picture ends. `white` takes the
-    light's colour out, by the `white_background` of the whole picture.
+    bit, and as many pixels of its surroundings, mirrored where the picture ends. `normalise`
+    changes the picture's colours first.
     """
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if white:
-        image = image.point(white_background(image))
     width, height = image.size
     box = (0.0, 0.0, float(width), float(height))
     if fraction < 1.0:
         edge = max(1.0, fraction * min(width, height))
         left, top = (width - edge) / 2, (height - edge) / 2
         box = (left, top, left + edge, top + edge)
+    if normalise != AS_IT_IS:
+        image = image.point(normalise.table(image, box))
     middle = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
     if not margin:
         return middle

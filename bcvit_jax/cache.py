@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bcvit_jax.errors import UserError
+from bcvit_jax.normalisation import AS_IT_IS, Normalisation
 
 _DECODING = 1  # raise it when a square's pixels change, so that older caches are left alone
 _ABANDONED_AFTER = 3600.0  # seconds without a write; a build under way writes all the time
@@ -57,9 +58,9 @@ class Squares:
         centre_crop: float,
         side: int,
         margin: int = 0,
-        white: bool = False,
+        normalise: Normalisation = AS_IT_IS,
     ):
-        self.dataset, self.white = dataset, white
+        self.dataset, self.normalise = dataset, normalise
         self.centre_crop, self.side, self.margin = centre_crop, side, margin
         sizes = [len(dataset.labels[fold]) for fold in dataset.folds]
         self.first = dict(zip(dataset.folds, itertools.accumulate([0, *sizes]), strict=False))
@@ -68,7 +69,7 @@ class Squares:
             rows = [
                 (fold, i) for fold, n in zip(dataset.folds, sizes, strict=True) for i in range(n)
             ]
-            key = f"{dataset.file_key} {centre_crop!r} {_DECODING}{' white' if white else ''}"
+            key = f"{dataset.file_key} {centre_crop!r} {_DECODING} {normalise}".rstrip()
             key = hashlib.sha256(key.encode()).hexdigest()[:16]
             around = f"+{margin}" if margin else ""
             name = f"cells-{key}-crop{centre_crop:g}-{side}px{around}.npy"
@@ -93,7 +94,8 @@ class Squares:
         return self.file[self.first[fold] + index][inner, inner]
 
     def _make(self, fold: str, index: int, margin: int) -> np.ndarray:
-        return self.dataset.square(fold, index, self.centre_crop, self.side, margin, self.white)
+        crop, side = self.centre_crop, self.side
+        return self.dataset.square(fold, index, crop, side, margin, self.normalise)
 
 
 def open_square_file(

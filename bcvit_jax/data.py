@@ -23,6 +23,7 @@ from bcvit_jax.balance import balance_plan
 from bcvit_jax.cache import Squares
 from bcvit_jax.dataset import CellDataset, check_folds, open_dataset
 from bcvit_jax.errors import UserError
+from bcvit_jax.normalisation import Normalisation
 
 __all__ = [
     "CellDataset",
@@ -56,6 +57,7 @@ class DataConfig:
     balance_target: int = 0  # images a class; 0 = median class count of the training folds
     centre_crop: float = 1.0  # side of the centred square kept, as a share of the shorter side
     white_background: bool = False  # scale each channel so that the background is 240
+    even_stain: bool = False  # and the optical density so that nuclei are equally dark
     flips_turns: bool = False  # one of the eight flips and quarter turns, drawn anew each time
     crop_area: tuple[float, float] = (1.0, 1.0)  # random resized crop: range of the area kept
     crop_ratio: tuple[float, float] = (1.0, 1.0)  # and of its width / height
@@ -79,6 +81,10 @@ class DataConfig:
             "crop_area": (_ordered(self.crop_area, 1.0), "be two numbers 0 < low ≤ high ≤ 1"),
             "crop_ratio": (_ordered(self.crop_ratio), "be two numbers 0 < low ≤ high"),
             "hue": (0.0 <= self.hue <= 0.5, "lie in [0, 0.5] (turns)"),
+            "even_stain": (
+                self.white_background or not self.even_stain,
+                "be False unless config.data.white_background is True, which it builds on",
+            ),
             "protocol": (self.protocol in ("leak_free", "paper"), "be leak_free or paper"),
             "balance": (
                 self.balance or self.protocol == "leak_free",
@@ -93,6 +99,11 @@ class DataConfig:
                 raise UserError(f"config.data.{name} is {getattr(self, name)}; it must {rule}.")
 
     @property
+    def normalisation(self) -> Normalisation:
+        """What is taken out of every picture."""
+        return Normalisation(self.white_background, self.even_stain)
+
+    @property
     def balances_training(self) -> bool:
         """Whether the training folds are still to be balanced."""
         return self.balance and self.protocol == "leak_free"
@@ -105,7 +116,7 @@ def _ordered(bounds: tuple[float, ...], highest: float = float("inf")) -> bool:
 def _squares(dataset: CellDataset, config: DataConfig, image_size: int) -> Squares:
     side = config.cache_size or image_size
     crop, around = config.centre_crop, margin(side, config.augment)
-    return Squares(dataset, config.cache, crop, side, around, config.white_background)
+    return Squares(dataset, config.cache, crop, side, around, config.normalisation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,9 +308,10 @@ def train_batches(
     }
     settings = dataclasses.asdict(config)
     del settings["augment"]
-    if not config.white_background:
-        del settings["white_background"]
     # What is off is left out, so that streams go on which were saved before it existed.
+    for name in ("white_background", "even_stain"):
+        if not settings[name]:
+            del settings[name]
     settings |= {f"augment.{name}": value for name, value in config.augment.changes.items()}
     identity |= {f"data.{name}": settings[name] for name in settings if name not in _NOT_PIXELS}
     classes = len(dataset.class_names)

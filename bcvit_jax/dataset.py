@@ -20,6 +20,7 @@ from PIL import Image
 from bcvit_jax.augment import centre_square
 from bcvit_jax.cache import load_arrays, save_arrays
 from bcvit_jax.errors import UserError
+from bcvit_jax.normalisation import AS_IT_IS, Normalisation
 
 _FEATURES = ("image", "label", "source", "group")
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -74,10 +75,10 @@ class CellDataset:
         centre_crop: float,
         side: int,
         margin: int = 0,
-        white: bool = False,
+        normalise: Normalisation = AS_IT_IS,
     ) -> np.ndarray:
         """The middle of the picture as uint8 [side, side, 3], see `augment.centre_square`."""
-        return centre_square(self._decode(fold, index), centre_crop, side, margin, white)
+        return centre_square(self._decode(fold, index), centre_crop, side, margin, normalise)
 
     def _decode(self, fold: str, index: int) -> Image.Image:
         try:

@@ -147,6 +147,7 @@ def _preprocessor(preprocessing) -> bytes:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "do_white_background": preprocessing.white_background,
+        "do_even_stain": preprocessing.even_stain,
     }
     return (json.dumps(values, indent=1) + "\n").encode()
 
@@ -237,8 +238,12 @@ Cells of folds that the network was not trained on.
 
 
 def _light(card: Mapping[str, Any]) -> str:
-    white = card["preprocessing"]["white_background"]
-    return ";\n  each channel is scaled first so that the background is 240 of 255" if white else ""
+    preprocessing, told = card["preprocessing"], ""
+    if preprocessing["white_background"]:
+        told += ";\n  each channel is scaled first so that the background is 240 of 255"
+    if preprocessing.get("even_stain"):
+        told += ",\n  and a power of the light makes nuclei equally dark"
+    return told
 
 
 def _sizes(card: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from PIL import Image
 from bcvit_jax.augment import centre_square, resize
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, scale
+from bcvit_jax.normalisation import Normalisation
 from bcvit_jax.weights import Flat, from_flat, read_arrays
 
 FORMAT = 1
@@ -41,22 +42,24 @@ class Preprocessing:
     centre_crop: float
     """Side of that square as a share of the picture's shorter side; 1 is the whole picture."""
     white_background: bool = False
-    """Whether `augment.white_background` takes the light's colour out first."""
+    """Whether the light's colour is taken out first, see normalisation.py."""
+    even_stain: bool = False
+    """And the amount of dye."""
 
     def __call__(self, picture: np.ndarray | Image.Image) -> np.ndarray:
         """A picture, uint8 [h, w, 3] or Pillow's -> uint8 [s, s, 3]."""
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
-        square = centre_square(
-            picture, self.centre_crop, self.square_size, white=self.white_background
-        )
+        normalise = Normalisation(self.white_background, self.even_stain)
+        square = centre_square(picture, self.centre_crop, self.square_size, normalise=normalise)
         return resize(square, self.image_size)
 
 
 def preprocessing_of(data: Any, image_size: int) -> Preprocessing:
     """What the evaluation of a run does: of its `config.data` and its network's image size."""
     side = data.cache_size or image_size
-    return Preprocessing(image_size, side, data.centre_crop, data.white_background)
+    changes = data.white_background, data.even_stain
+    return Preprocessing(image_size, side, data.centre_crop, *changes)
 
 
 @dataclasses.dataclass(frozen=True)

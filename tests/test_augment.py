@@ -111,29 +111,6 @@ def test_centre_square_makes_every_mode_three_channels(mode):
     assert centre_square(Image.fromarray(noise(8, 8, 3)).convert(mode), 0.9, 6).shape == (6, 6, 3)
 
 
-def cell_on(background: tuple[int, int, int]) -> np.ndarray:
-    """A dark disc on a ground of that colour, with a little noise."""
-    y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    share = np.where(np.hypot(x, y) < 0.5, 0.4, 1.0)[..., None]
-    return (share * background * (1 - 0.02 * np.random.default_rng(0).random((64, 64, 3)))).astype(
-        np.uint8
-    )
-
-
-@pytest.mark.parametrize("background", [(250, 240, 225), (150, 180, 210), (120, 100, 90)])
-def test_white_background_takes_the_light_out(background):
-    white = centre_square(Image.fromarray(cell_on(background)), 0.8, 40, white=True)
-    neutral = centre_square(Image.fromarray(cell_on((240, 240, 240))), 0.8, 40, white=True)
-    assert np.abs(white.astype(int) - neutral).max() <= 5  # rounding, scaled up by at most 240/90
-    assert abs(np.median(white[:4]) - 240) < 5
-
-
-def test_white_background_does_not_make_a_dark_picture_white():
-    dark = np.full((20, 20, 3), 30, np.uint8)
-    white = centre_square(Image.fromarray(dark), 1.0, 20, white=True)
-    np.testing.assert_array_equal(white, 90)
-
-
 @pytest.mark.parametrize("size", [12, 16, 24])
 def test_augment_with_everything_off_is_what_evaluation_sees(size):
     square = noise(16, 16, 3)

@@ -8,6 +8,7 @@ import pytest
 
 from bcvit_jax.cache import Squares, open_square_file
 from bcvit_jax.errors import UserError
+from bcvit_jax.normalisation import Normalisation
 
 
 def square(row: int) -> np.ndarray:
@@ -76,12 +77,15 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_white_and_plain_squares_share_no_file(cells, tmp_path):
-    plain = Squares(cells, str(tmp_path), 0.8, 20)
-    white = Squares(cells, str(tmp_path), 0.8, 20, margin=4, white=True)
-    expected = cells.square("fold0", 3, 0.8, 20, white=True)
-    np.testing.assert_array_equal(white.middle("fold0", 3), expected)
-    assert (plain.get("fold0", 3) != expected).any()
+def test_squares_normalised_otherwise_share_no_file(cells, tmp_path):
+    middles = []
+    for margin, stain in ((0, (False, False)), (4, (True, False)), (4, (True, True))):
+        normalise = Normalisation(*stain)
+        squares = Squares(cells, str(tmp_path), 0.8, 20, margin, normalise)
+        middles.append(squares.middle("fold0", 3))
+        expected = cells.square("fold0", 3, 0.8, 20, normalise=normalise)
+        np.testing.assert_array_equal(middles[-1], expected)
+    assert len({middle.tobytes() for middle in middles}) == 3
 
 
 @pytest.mark.parametrize("cached", [False, True])

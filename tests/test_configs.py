@@ -43,7 +43,7 @@ def variants(name: str) -> list[str]:
 
 
 ALL = [(name, variant) for name in NAMES for variant in variants(name)]
-ALL += [("pbc10", "short,plain"), ("baselines", "resnet18,groupnorm,short")]
+ALL += [("pbc10", "short,plain"), ("baselines", "resnet18,groupnorm,short,minutes")]
 ALL += [("ablations", "short,leaky"), ("ablations", "pbc10,vit")]
 
 
@@ -134,6 +134,17 @@ def test_baselines_share_pbc10s_data_and_length():
         assert ours["loss"] == theirs["loss"] | {"contrastive": 0.0}
         assert (ours["model"]["name"], ours["model"]["image_size"]) == (words[0], 112)
         assert ours["model"].get("norm") == ("group" if "groupnorm" in words else None)
+
+
+def test_table_3_gives_every_network_about_the_same_minutes():
+    epochs = {}
+    for name in importlib.import_module("configs.baselines").variants():
+        config = run_config("baselines", f"minutes,{name}")
+        epochs[name] = config.epochs
+        assert run_config("baselines", f"short,{name},minutes").epochs <= 3
+    theirs = {k: v for k, v in to_dict(run_config("baselines", "bcvit,minutes")).items()}
+    assert theirs == to_dict(run_config("pbc10"))
+    assert epochs["bcvit"] > epochs["resnet18"] > epochs["resnet50"] > epochs["vgg16"] == 1
 
 
 def test_what_mae_pretrains_is_the_network_of_the_config_it_is_for():

@@ -21,6 +21,7 @@ from tests.test_main import CHECKOUT, TINY
 
 CHANGES = {"folds": "(0, 1)", "epochs": 4, "batch_size": 8, "data.centre_crop": 0.9}
 CHANGES["data.white_background"] = True
+CHANGES["data.even_stain"] = True
 
 
 @pytest.fixture(scope="module")
