@@ -23,46 +23,55 @@ def figures(correct: Sequence[int], images: Sequence[int]) -> dict[str, float]:
 
 
 def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Curves over all folds pooled, and the worst case at the stated strengths."""
+    """Curves over all folds pooled; worst case and mean at the stated and untrained strengths."""
     images = np.sum([fold["images"] for fold in raw.values()], axis=0)
     clean = figures(np.sum([fold["correct"][CLEAN][0] for fold in raw.values()], axis=0), images)
     curves = {}
     for name, shift in SHIFTS.items():
         pooled = np.sum([fold["correct"][name] for fold in raw.values()], axis=0)
-        points = [{"strength": shift.none, "stated": False, **clean}]
+        points = [{"strength": shift.none, "stated": False, "untrained": False, **clean}]
         for strength, right in zip(shift.grid, pooled, strict=True):
-            stated = strength in shift.stated
-            points.append({"strength": strength, "stated": stated, **figures(right, images)})
+            kinds = {"stated": strength in shift.stated, "untrained": strength in shift.untrained}
+            points.append({"strength": strength, **kinds, **figures(right, images)})
         points.sort(key=lambda point: point["strength"])
         curves[name] = {"axis": shift.axis, "none": shift.none, "points": points}
-    stated = [
-        {"shift": name, **point}
-        for name, curve in curves.items()
-        for point in curve["points"]
-        if point["stated"]
-    ]
-    worst = min(stated, key=lambda point: point["balanced_accuracy"])
-    mean = float(np.mean([point["balanced_accuracy"] for point in stated]))
+    stated, untrained = _worst(curves, "stated"), _worst(curves, "untrained")
     return {
         "images": int(images.sum()),
         CLEAN: clean,
-        "worst": {key: worst[key] for key in ("shift", "strength", "top1", "balanced_accuracy")},
-        "mean_at_stated": mean,
+        "worst": stated[0],
+        "mean_at_stated": stated[1],
+        "worst_untrained": untrained[0],
+        "mean_at_untrained": untrained[1],
         "shifts": curves,
     }
+
+
+def _worst(curves: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], float]:
+    """The worst point of a kind over all shifts, and the mean balanced accuracy of its kind."""
+    points = [
+        {"shift": name, **point}
+        for name, curve in curves.items()
+        for point in curve["points"]
+        if point[kind]
+    ]
+    worst = min(points, key=lambda point: point["balanced_accuracy"])
+    mean = float(np.mean([point["balanced_accuracy"] for point in points]))
+    return {key: worst[key] for key in ("shift", "strength", "top1", "balanced_accuracy")}, mean
 
 
 def rows_of(content: Mapping[str, Any]) -> str:
     """robustness.csv: a row a shift and strength."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["shift", "axis", "strength", "stated", "images", "top1", "balanced_accuracy"])
+    kinds, columns = ("stated", "untrained"), ("top1", "balanced_accuracy")
+    writer.writerow(["shift", "axis", "strength", *kinds, "images", *columns])
     for name, curve in content["shifts"].items():
         for point in curve["points"]:
-            figures = (f"{point[key]:.6f}" for key in ("top1", "balanced_accuracy"))
-            stated = int(point["stated"])
+            figures = (f"{point[key]:.6f}" for key in columns)
+            marks = (int(point[kind]) for kind in kinds)
             writer.writerow(
-                [name, curve["axis"], point["strength"], stated, content["images"], *figures]
+                [name, curve["axis"], point["strength"], *marks, content["images"], *figures]
             )
     return text.getvalue()
 
@@ -72,7 +81,7 @@ def told(content: Mapping[str, Any]) -> str:
     from bcvit_jax.evaluate import aligned
 
     rows = [["shift", "stated strengths", "balanced accuracy", "top-1"]]
-    clean, worst = content[CLEAN], content["worst"]
+    clean = content[CLEAN]
     rows.append([CLEAN, "", f"{clean['balanced_accuracy']:.3f}", f"{clean['top1']:.3f}"])
     for name, curve in content["shifts"].items():
         stated = [point for point in curve["points"] if point["stated"]]
@@ -83,10 +92,21 @@ def told(content: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *aligned(rows),
-            f"\nworst at a stated strength: {worst['shift']} {worst['strength']:g}, balanced "
-            f"accuracy {worst['balanced_accuracy']:.3f}; mean over them "
-            f"{content['mean_at_stated']:.3f}; {content['images']:,} images",
+            f"\n{content['images']:,} images",
+            _told("a stated strength", content["worst"], content["mean_at_stated"]),
+            _told(
+                "a strength beyond all training",
+                content["worst_untrained"],
+                content["mean_at_untrained"],
+            ),
         ]
+    )
+
+
+def _told(where: str, worst: Mapping[str, Any], mean: float) -> str:
+    return (
+        f"worst at {where}: {worst['shift']} {worst['strength']:g}, balanced accuracy "
+        f"{worst['balanced_accuracy']:.3f}; mean over them {mean:.3f}"
     )
 
 

@@ -187,6 +187,8 @@ class Shift(NamedTuple):
     stated: tuple[float, ...]
     """Strengths of the grid that a careful laboratory may well have: the worst case is taken
     there."""
+    untrained: tuple[float, ...]
+    """Strengths of the grid that no recipe of configs/ draws in training."""
 
     def __call__(self, image: np.ndarray, strength: float, side: float, turn: float) -> np.ndarray:
         """The shifted picture; at the strength `none` the picture itself."""
@@ -206,6 +208,7 @@ SHIFTS = {
         0.0,
         (-60, -45, -30, -15, 15, 30, 45, 60),
         (-30, 30),
+        (-30, 30),
     ),
     "stain_strength": Shift(
         lambda image, s, *_: stain(image, s, s),
@@ -213,6 +216,7 @@ SHIFTS = {
         1.0,
         (0.25, 0.35, 0.5, 0.7, 1.4, 2.0, 2.8),
         (0.5, 1.4),
+        (0.5, 2.0),
     ),
     "stain_ratio": Shift(
         lambda image, s, *_: stain(image, math.sqrt(s), 1 / math.sqrt(s)),
@@ -220,12 +224,14 @@ SHIFTS = {
         1.0,
         (0.25, 0.35, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0),
         (0.5, 2.0),
+        (0.35, 2.8),
     ),
     "background": Shift(
         lambda image, s, *_: tint_background(image, (s / 2, 0.0, -s / 2)),
         "background, stops of red against blue",
         0.0,
         (-1.2, -0.8, -0.4, -0.2, 0.2, 0.4, 0.8, 1.2),
+        (-0.4, 0.4),
         (-0.4, 0.4),
     ),
     "background_light": Shift(
@@ -234,6 +240,7 @@ SHIFTS = {
         0.0,
         (-0.6, -0.45, -0.3, -0.15, 0.15, 0.3),
         (-0.3, 0.3),
+        (-0.3, 0.3),
     ),
     "white_balance": Shift(
         lambda image, s, *_: gain(image, (s / 2, 0.0, -s / 2)),
@@ -241,12 +248,14 @@ SHIFTS = {
         0.0,
         (-1.2, -0.8, -0.4, -0.2, 0.2, 0.4, 0.8, 1.2),
         (-0.4, 0.4),
+        (-0.8, 0.8),
     ),
     "brightness": Shift(
         lambda image, s, *_: gain(image, (s, s, s)),
         "exposure, stops",
         0.0,
         (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75),
+        (-0.5, 0.5),
         (-0.5, 0.5),
     ),
     "gamma": Shift(
@@ -255,6 +264,7 @@ SHIFTS = {
         1.0,
         (0.4, 0.55, 0.75, 1.35, 1.8, 2.5),
         (0.55, 1.8),
+        (0.55, 1.8),
     ),
     "blur": Shift(
         lambda image, s, side, _: blur(image, s / 100 * side),
@@ -262,12 +272,14 @@ SHIFTS = {
         0.0,
         (0.5, 1.0, 1.5, 2.0, 3.0),
         (1.0,),
+        (3.0,),
     ),
     "sharpen": Shift(
         lambda image, s, side, _: sharpen(image, s, 0.01 * side),
         "sharpening (1 % of the view), amount",
         0.0,
         (0.5, 1.0, 2.0, 4.0),
+        (2.0,),
         (2.0,),
     ),
     "jpeg": Shift(
@@ -276,6 +288,7 @@ SHIFTS = {
         100.0,
         (5, 10, 20, 35, 50, 75),
         (20,),
+        (20,),
     ),
     "magnification": Shift(
         lambda image, s, *_: magnify(image, s),
@@ -283,6 +296,7 @@ SHIFTS = {
         1.0,
         (0.5, 0.6, 0.7, 0.85, 1.2, 1.4, 1.7, 2.0),
         (0.7, 1.4),
+        (0.5, 2.0),
     ),
     "position": Shift(
         lambda image, s, side, turn: _move(image, s / 100, side, turn),
@@ -290,5 +304,6 @@ SHIFTS = {
         0.0,
         (5, 10, 15, 20, 30),
         (15,),
+        (30,),
     ),
 }

@@ -55,14 +55,16 @@ def test_measures_the_run_and_goes_on_where_it_was(trained, few, capsys, monkeyp
     assert content["clean"]["balanced_accuracy"] == pytest.approx(report["balanced_accuracy"])
     assert content["finished"] and content["images"] == 12
     assert content["augment"] == {"zoom": [0.7, 1.4]}
-    worst = content["worst"]["balanced_accuracy"]
-    stated = [
-        point["balanced_accuracy"]
-        for curve in content["shifts"].values()
-        for point in curve["points"]
-        if point["stated"]
-    ]
-    assert len(stated) == 5 and worst == min(stated)
+    assert "worst at a strength beyond all training" in shown
+    for kind, worst in (("stated", "worst"), ("untrained", "worst_untrained")):
+        found = [
+            point["balanced_accuracy"]
+            for curve in content["shifts"].values()
+            for point in curve["points"]
+            if point[kind]
+        ]
+        assert len(found) == 5 and content[worst]["balanced_accuracy"] == min(found)
+        assert content[f"mean_at_{kind}"] == pytest.approx(np.mean(found))
     assert (trained / "robustness.png").read_bytes().startswith(b"\x89PNG")
     with open(trained / "robustness.csv", newline="") as file:
         rows = list(csv.DictReader(file))

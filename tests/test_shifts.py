@@ -1,6 +1,8 @@
 """Shifts of look and framing: what each keeps, what each changes and by how much."""
 
+import importlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from bcvit_jax import shifts
 from bcvit_jax.shifts import AZURE, EOSIN, SHIFTS
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 WHITE = np.array([250, 240, 230])
 RAMP = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
 
@@ -47,9 +50,36 @@ def test_every_strength_changes_pixels_keeps_the_shape_and_leaves_its_input(name
 def test_the_stated_strengths_are_of_the_grid_and_within_its_ends(name):
     shift = SHIFTS[name]
     assert set(shift.stated) <= set(shift.grid) and shift.none not in shift.grid
-    assert list(shift.grid) == sorted(shift.grid)
+    assert list(shift.grid) == sorted(shift.grid) and set(shift.untrained) <= set(shift.grid)
     far = max(shift.grid, key=lambda s: abs(s - shift.none))
     assert far not in shift.stated  # the grid goes on beyond
+
+
+def test_no_recipe_trains_at_the_untrained_strengths():
+    """A pair of colours in stops is measured half to each side, and drawn a channel."""
+    configs = [importlib.import_module(f"configs.{p.stem}") for p in CONFIGS.glob("[a-z]*.py")]
+    for module in configs:
+        data = module.get_config().data
+        drawn = data.augment
+        ranges = {
+            "stain_hue": (-360 * drawn.stain_hue, 360 * drawn.stain_hue),
+            "stain_strength": drawn.stain_strength,
+            "stain_ratio": drawn.stain_ratio,
+            "background": (-2 * drawn.background, 2 * drawn.background),
+            "background_light": (-drawn.background, drawn.background),
+            "white_balance": (-2 * drawn.white_balance, 2 * drawn.white_balance),
+            "brightness": (-drawn.white_balance, drawn.white_balance),
+            "gamma": drawn.gamma,
+            "blur": (0.0, 100 * drawn.blur),
+            "sharpen": (0.0, drawn.sharpen),
+            "jpeg": (drawn.jpeg or 100, 100),
+            "magnification": (drawn.zoom[0], drawn.zoom[1] / math.sqrt(data.crop_area[0])),
+            "position": (0.0, 100 * math.sqrt(2) * drawn.shift),
+        }
+        assert ranges.keys() == SHIFTS.keys()
+        for name, (low, high) in ranges.items():
+            assert SHIFTS[name].untrained
+            assert not any(low <= s <= high for s in SHIFTS[name].untrained), (module, name)
 
 
 def test_the_computed_map_of_no_change_gives_every_value_back():
