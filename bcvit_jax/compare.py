@@ -47,12 +47,11 @@ class Run(NamedTuple):
 
 def load(path: Path, name: str = "") -> Run:
     """The run in a work folder. Errors: UserError where it is none, or not finished."""
-    from bcvit_jax.config import from_dict
-    from bcvit_jax.export import read_json
     from bcvit_jax.report import load_run
     from bcvit_jax.report_numbers import joined
+    from bcvit_jax.run_files import read_classifier
 
-    config = from_dict(read_json(path / "config.json"))
+    config = read_classifier(path)
     described, predictions = load_run(path)
     folds = tuple(p.fold for p in predictions)
     missing = [f"fold{i}" for i in config.folds if f"fold{i}" not in folds]

@@ -31,6 +31,7 @@ from bcvit_jax.report_figures import confusion_picture, reliability_picture, ris
 from bcvit_jax.report_numbers import ACCURACIES, analysis, joined, tables
 from bcvit_jax.report_page import NOTICE, donor_statement, page
 from bcvit_jax.report_sections import Pictures
+from bcvit_jax.run_files import read_json_if_there, refuse_pretraining
 
 THUMBNAIL = 128
 """Pixels of the side of a mistake's picture."""
@@ -156,29 +157,20 @@ def load_run(workdir: str | Path) -> tuple[dict[str, Any], list[Predictions]]:
     workdir = Path(workdir)
     found = sorted(workdir.glob("fold*/predictions.npz"), key=lambda path: _natural(path.parent))
     if not found:
+        refuse_pretraining(workdir)
         raise UserError(
             f"{workdir} holds no fold*/predictions.npz: name the work folder of a run of which at "
             "least one fold has ended"
         )
     run: dict[str, Any] = {"title": workdir.resolve().name}
-    run |= _read_json(workdir / "report.json").get("run") or {}
+    run |= read_json_if_there(workdir / "report.json").get("run") or {}
     for part in ("config", "provenance"):
-        run[part] = _read_json(workdir / f"{part}.json") or run.get(part)
+        run[part] = read_json_if_there(workdir / f"{part}.json") or run.get(part)
     return run, [load_predictions(path.with_suffix("")) for path in found]
 
 
 def _natural(path: Path) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not whole JSON ({error}): delete or restore it") from None
-    return content if isinstance(content, dict) else {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

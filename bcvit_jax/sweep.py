@@ -80,7 +80,7 @@ def plan(
 
 def _check_folder(job: Job) -> None:
     from bcvit_jax.config import differences
-    from bcvit_jax.export import read_json
+    from bcvit_jax.run_files import read_json
 
     if not (job.workdir / "config.json").exists():
         return

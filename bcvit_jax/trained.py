@@ -9,13 +9,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bcvit_jax.balance import under_protocol
 from bcvit_jax.checkpoint import Checkpoints
-from bcvit_jax.config import RunConfig, from_dict
+from bcvit_jax.config import RunConfig
 from bcvit_jax.data import open_dataset
 from bcvit_jax.dataset import CellDataset
 from bcvit_jax.errors import UserError
-from bcvit_jax.export import read_json
 from bcvit_jax.exported import Preprocessing, preprocessing_of
 from bcvit_jax.program import Program, make_mesh, make_program
+from bcvit_jax.run_files import read_classifier, read_json, refuse_pretraining
 
 
 class Network(NamedTuple):
@@ -31,9 +31,9 @@ class Network(NamedTuple):
 def open_run(workdir: Path, data: str = "") -> tuple[RunConfig, CellDataset]:
     """The run's settings and its data set, at `data` where that is not empty.
 
-    Errors: UserError where `workdir` is no run, or the data set is another.
+    Errors: UserError where `workdir` is no run or a pretraining, or the data set is another.
     """
-    config = from_dict(read_json(workdir / "config.json"))
+    config = read_classifier(workdir)
     origin = read_json(workdir / "provenance.json")
     dataset = open_dataset(data or config.data.path, cache=config.data.cache)
     dataset = under_protocol(dataset, config.data.protocol, config.data.balance_target)
@@ -48,6 +48,7 @@ def open_run(workdir: Path, data: str = "") -> tuple[RunConfig, CellDataset]:
 
 def finished_folds(workdir: Path) -> list[str]:
     """The held-out folds that the run's report counts; UserError where there is none."""
+    refuse_pretraining(workdir)
     return [entry["fold"] for entry in read_json(workdir / "report.json")["folds"]]
 
 

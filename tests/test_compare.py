@@ -15,7 +15,7 @@ from bcvit_jax.config import from_dict, to_dict
 from bcvit_jax.evaluate import Predictions, save_predictions
 from bcvit_jax.models import BCViTConfig, model_config
 from configs import base
-from tests.test_main import TINY
+from tests.tiny_run import TINY
 
 NAMES = ("BAS", "EBO", "EOS", "LYT")
 N = 120

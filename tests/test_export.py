@@ -15,9 +15,7 @@ from bcvit_jax import export, export_onnx, predict
 from bcvit_jax.errors import UserError
 from bcvit_jax.evaluate import load_predictions
 from bcvit_jax.exported import SUMS, from_pretrained
-from bcvit_jax.main import main
-from bcvit_jax.signals import Signals
-from tests.test_main import CHECKOUT, TINY
+from tests.tiny_run import train
 
 CHANGES = {"folds": "(0, 1)", "epochs": 4, "batch_size": 8, "data.centre_crop": 0.9}
 CHANGES["data.white_background"] = True
@@ -28,13 +26,7 @@ CHANGES["data.even_stain"] = True
 def trained(tiny_dataset, tmp_path_factory):
     """The folder of a run with two finished folds."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    fields = TINY | {"data.path": tiny_dataset, "data.cache_size": 40} | CHANGES
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(CHECKOUT)
-        patch.setattr(Signals, "install", lambda self: None)
-        assert main([f"--workdir={workdir}", *flags]) == 0
-    return workdir
+    return train(workdir, tiny_dataset, data__cache_size=40, **CHANGES)
 
 
 @pytest.fixture(scope="module")

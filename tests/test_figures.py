@@ -13,11 +13,9 @@ import pytest
 from bcvit_jax.evaluate import load_predictions
 from bcvit_jax.figures import __main__ as figures
 from bcvit_jax.figures.__main__ import main
-from bcvit_jax.main import main as train
-from bcvit_jax.signals import Signals
 from tests.networks import tiny_config
 from tests.test_figures_seen import opened
-from tests.test_main import CHECKOUT, TINY
+from tests.tiny_run import train
 
 FILES = {f"{name}.{kind}" for name in figures.KINDS for kind in ("png", "svg", "csv")}
 
@@ -34,13 +32,7 @@ def coarse():
 def trained(tiny_dataset, tmp_path_factory) -> Path:
     """The folder of a small run with contrastive loss and one finished fold."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    fields = TINY | {"data.path": tiny_dataset, "epochs": 1, "model.depth": 2}
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(CHECKOUT)
-        patch.setattr(Signals, "install", lambda self: None)
-        assert train([f"--workdir={workdir}", *flags]) == 0
-    return workdir
+    return train(workdir, tiny_dataset, epochs=1, model__depth=2)
 
 
 @pytest.fixture(scope="module")

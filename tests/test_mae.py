@@ -1,6 +1,7 @@
 """Masked-autoencoder pretraining: nothing hidden is seen, only what is hidden counts, no leak."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -453,11 +454,15 @@ def test_bad_values_are_one_sentence(changes, sentence):
         network_config(from_dict(values(Path("x"), **changes)), 3)
 
 
-def test_a_pretraining_is_not_exported_as_a_classifier(pretraining, tmp_path, capfd):
-    from bcvit_jax.export import main as export
-
-    assert export(["--workdir", str(pretraining), "--out", str(tmp_path / "out")]) == 2
-    assert "is a pretraining, which tells no classes apart" in capfd.readouterr().err
+@pytest.mark.parametrize("command", ["export", "report", "robustness", "figures.__main__"])
+def test_a_pretraining_is_no_classifier_for_any_command(command, pretraining, tmp_path, capfd):
+    flags = ["--workdir", str(pretraining)]
+    if command in ("export", "figures.__main__"):
+        flags += ["--out", str(tmp_path / "out")]
+    assert importlib.import_module(f"bcvit_jax.{command}").main(flags) == 2
+    told = capfd.readouterr().err
+    assert "is a pretraining, which tells no classes apart" in told
+    assert len(told.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -32,28 +32,9 @@ from bcvit_jax.experiment import _check_workdir
 from bcvit_jax.main import main
 from bcvit_jax.signals import Signals
 from tests.test_checkpoint import flip_bit
+from tests.tiny_run import CHECKOUT, TINY
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-STEPS, LOGGED = 48, 5
-TINY = {
-    "model.image_size": 32,
-    "model.patch_size": 8,
-    "model.stride": 6,
-    "model.width": 32,
-    "model.heads": 2,
-    "model.mlp_width": 64,
-    "model.depth": 2,
-    "model.drop_path": 0.2,
-    "data.mixup": 0.4,
-    "data.flips_turns": True,
-    "data.threads": 1,
-    "folds": "(0,)",
-    "epochs": 8,
-    "batch_size": 8,
-    "eval_batch_size": 8,
-    "checkpoint_epochs": 0.5,
-    "log_steps": LOGGED,
-}
+STEPS, LOGGED = 48, TINY["log_steps"]
 
 # Runs bcvit_jax.main, and sends itself a signal when it enters the function named first.
 SIGNAL_WITHIN = """

@@ -77,6 +77,19 @@ def test_off_changes_no_pixel():
     assert (str(AS_IT_IS), str(WHITE), str(STAIN)) == ("", "white", "stain")  # names of caches
 
 
+def test_it_is_what_the_model_card_says():
+    """The formula of export's model card in plain float arithmetic, over a whole small picture."""
+    pixels = cell_on((200, 230, 190), 0.7)[:40, :40]
+    t = pixels / np.maximum(np.quantile(pixels, 0.95, axis=(0, 1), method="higher"), 80)
+    flat = t.reshape(-1, 3)
+    darkest = flat[np.argsort(flat.sum(axis=1))[: len(flat) // 20]]
+    density = -np.log(np.maximum(darkest.mean(axis=0), 0.03)).sum()
+    expected = 240 * np.where(t < 1, t ** np.clip(4.1 / density, 0.5, 2), t)
+    image = Image.fromarray(pixels)
+    found = np.asarray(image.point(STAIN.table(image, (0, 0, 40, 40))))
+    assert np.abs(found - np.minimum(expected, 255)).max() <= 1.5
+
+
 def test_even_stain_wants_the_white_background():
     with pytest.raises(UserError, match=r"even_stain is True; it must .*white_background"):
         DataConfig(path="x", even_stain=True)

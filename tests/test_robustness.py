@@ -10,11 +10,9 @@ import pytest
 
 from bcvit_jax import robustness
 from bcvit_jax.curves import figures, summarise
-from bcvit_jax.main import main
 from bcvit_jax.shifts import SHIFTS
-from bcvit_jax.signals import Signals
 from bcvit_jax.trained import choose
-from tests.test_main import CHECKOUT, TINY
+from tests.tiny_run import train
 
 FEW = {name: SHIFTS[name] for name in ("stain_strength", "magnification", "position")}
 
@@ -23,19 +21,9 @@ FEW = {name: SHIFTS[name] for name in ("stain_strength", "magnification", "posit
 def trained(tiny_dataset, tmp_path_factory) -> Path:
     """The folder of a small run that saw other magnifications, with one finished fold."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    fields = TINY | {"data.path": tiny_dataset, "epochs": 1}
-    fields |= {
-        "model.depth": 1,
-        "data.centre_crop": 0.9,
-        "data.cache_size": 40,
-        "data.augment.zoom": "(0.7, 1.4)",
-    }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(CHECKOUT)
-        patch.setattr(Signals, "install", lambda self: None)
-        assert main([f"--workdir={workdir}", *flags]) == 0
-    return workdir
+    sizes = {"model__depth": 1, "data__centre_crop": 0.9, "data__cache_size": 40}
+    zoom = "(0.7, 1.4)"
+    return train(workdir, tiny_dataset, epochs=1, data__augment__zoom=zoom, **sizes)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from bcvit_jax.command_line import variants
 from bcvit_jax.config import recipe
 from bcvit_jax.main import main
 from bcvit_jax.signals import Signals
-from tests.test_main import CHECKOUT, TINY
+from tests.tiny_run import CHECKOUT, TINY
 
 CONFIG = """
 from configs import base
