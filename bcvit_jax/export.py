@@ -221,8 +221,8 @@ def _light(card: Mapping[str, Any]) -> str:
   First each channel becomes 240 t, where t is its value over the background's, the channel's 95th
   percentile in the whole picture (80 at least)"""
     if preprocessing.get("even_stain"):
-        told += """; t below 1 becomes t^g, g = 4.1 / D within ½ and 2.
-  Of the centred square's pixels take the twentieth with the smallest sum of t over the channels:
+        told += """; t below 1 becomes t^g, g = 4.3 / D within ½ and 2.
+  Of the centred square's pixels take the fiftieth with the smallest sum of t over the channels:
   D is the sum over the channels of −ln of their mean t (0.03 at least)"""
     return told
 

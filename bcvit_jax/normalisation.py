@@ -8,7 +8,7 @@ from PIL import Image
 from bcvit_jax.shifts import background
 
 _WHITE, _DARKEST = 240.0, 80.0
-_NUCLEUS, _NUCLEUS_SHARE, _OPAQUE = 4.1, 0.05, 0.03
+_NUCLEUS, _NUCLEUS_SHARE, _OPAQUE = 4.3, 0.02, 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Normalisation:
         The background is `shifts.background`; what is brighter than it may be clipped. A picture
         without any, all darker than 80, is scaled by no more than that. By Beer and Lambert, dye
         times g is transmitted light to the power g. g brings the natural logarithms of the light
-        that the darkest twentieth of `middle` transmits, summed over the channels, to −4.1, the
+        that the darkest fiftieth of `middle` transmits, summed over the channels, to −4.3, the
         median of pbc10's cells; it lies in [½, 2], and black counts as 3 %.
         """
         pixels = np.asarray(image)
