@@ -35,7 +35,7 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
             points.append({"strength": strength, **kinds, **figures(right, images)})
         points.sort(key=lambda point: point["strength"])
         curves[name] = {"axis": shift.axis, "none": shift.none, "points": points}
-    stated, untrained = _worst(curves, "stated"), _worst(curves, "untrained")
+    stated, untrained = (_worst_and_mean(curves, kind) for kind in ("stated", "untrained"))
     return {
         "images": int(images.sum()),
         CLEAN: clean,
@@ -47,7 +47,7 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _worst(curves: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], float]:
+def _worst_and_mean(curves: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], float]:
     """The worst point of a kind over all shifts, and the mean balanced accuracy of its kind."""
     points = [
         {"shift": name, **point}

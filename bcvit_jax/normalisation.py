@@ -13,7 +13,7 @@ _NUCLEUS, _NUCLEUS_SHARE, _OPAQUE = 4.3, 0.02, 0.03
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """What is taken out of every picture, in training and ever after; `str` tells it in a word."""
+    """What is taken out of every picture, in training and ever after; `str` names its caches."""
 
     white_background: bool = False
     """The light's colour: each channel is scaled so that the background becomes 240."""
@@ -21,7 +21,7 @@ class Normalisation:
     """Besides, the amount of dye: a power of the transmitted light makes nuclei equally dark."""
 
     def __str__(self) -> str:
-        return "stain" if self.even_stain else "white" if self.white_background else ""
+        return "even stain" if self.even_stain else "white" if self.white_background else ""
 
     def table(self, image: Image.Image, middle: tuple[float, float, float, float]) -> list[int]:
         """Pillow's table [768] for an RGB picture whose cell lies in the box `middle`, in pixels.

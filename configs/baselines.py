@@ -4,7 +4,7 @@
     python -m bcvit_jax.main --config=configs/baselines.py:resnet50
     python -m bcvit_jax.main --config=configs/baselines.py:resnet50,groupnorm
 
-Table 3, the networks beside BCViT with the same images, pixels and minutes, as many as seeds:
+Table 3, the networks beside BCViT with the same images, pixels and minutes:
 
     python -m bcvit_jax.sweep --config=configs/baselines.py:minutes --seeds 0,1,2 --out runs/table3
 

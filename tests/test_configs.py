@@ -142,8 +142,7 @@ def test_table_3_gives_every_network_about_the_same_minutes():
         config = run_config("baselines", f"minutes,{name}")
         epochs[name] = config.epochs
         assert run_config("baselines", f"short,{name},minutes").epochs <= 3
-    theirs = {k: v for k, v in to_dict(run_config("baselines", "bcvit,minutes")).items()}
-    assert theirs == to_dict(run_config("pbc10"))
+    assert run_config("baselines", "bcvit,minutes") == run_config("pbc10")
     assert epochs["bcvit"] > epochs["resnet18"] > epochs["resnet50"] > epochs["vgg16"] == 1
 
 
