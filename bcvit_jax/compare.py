@@ -232,12 +232,10 @@ def _pairs(pool: Sequence[Run], base: Sequence[Run]) -> list[tuple[Run, Run]]:
 def write(content: Mapping[str, Any], out: Path, stem: str = "compare") -> list[Path]:
     """compare.json, .csv, .md, .png and .svg in `out`."""
     from bcvit_jax import compare_table
-    from bcvit_jax.evaluate import write_whole
-    from bcvit_jax.report import to_json
+    from bcvit_jax.files import json_bytes, write_whole
 
-    text = json.dumps(to_json(content), indent=1, ensure_ascii=False, allow_nan=False)
     files = {
-        "json": f"{text}\n".encode(),
+        "json": json_bytes(content),
         "csv": compare_table.csv_text(content).encode(),
         "md": compare_table.markdown(content).encode(),
         "png": compare_table.picture(content, "png"),

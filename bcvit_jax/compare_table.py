@@ -46,7 +46,7 @@ def difference_rows(content: Mapping[str, Any]) -> list[list[str]]:
 
 def told(content: Mapping[str, Any]) -> str:
     """The tables and notes for a terminal."""
-    from bcvit_jax.evaluate import aligned
+    from bcvit_jax.summary import aligned
 
     parts = ["\n".join(aligned(rows)) for rows in _tables(content)]
     return "\n\n".join([*parts, "\n".join(f"· {note}" for note in content["notes"])])

@@ -78,7 +78,7 @@ def rows_of(content: Mapping[str, Any]) -> str:
 
 def told(content: Mapping[str, Any]) -> str:
     """What was measured, for a terminal."""
-    from bcvit_jax.evaluate import aligned
+    from bcvit_jax.summary import aligned
 
     rows = [["shift", "stated strengths", "balanced accuracy", "top-1"]]
     clean = content[CLEAN]

@@ -15,8 +15,8 @@ import numpy as np
 
 from bcvit_jax.dataset import CellDataset
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import write_whole
 from bcvit_jax.exported import safetensors_bytes
+from bcvit_jax.files import write_whole
 from bcvit_jax.models import BCViTConfig
 from bcvit_jax.weights import (
     Flat,

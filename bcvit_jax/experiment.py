@@ -15,22 +15,17 @@ from bcvit_jax.balance import under_protocol
 from bcvit_jax.config import RunConfig, differences, from_dict, to_dict
 from bcvit_jax.data import CellDataset, open_dataset
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import (
-    Predictions,
-    load_predictions,
-    save_predictions,
-    summarise_run,
-    table,
-    write_whole,
-)
+from bcvit_jax.files import write_json
 from bcvit_jax.journal import Journal
+from bcvit_jax.predictions import Predictions, load_predictions, save_predictions
 from bcvit_jax.pretraining import PICTURES, encoder_file, pretrain_fold
 from bcvit_jax.program import make_mesh
 from bcvit_jax.provenance import continued, provenance
-from bcvit_jax.report import to_json, write_report
+from bcvit_jax.report import write_report
 from bcvit_jax.report_page import LEAK
 from bcvit_jax.runtime import described
 from bcvit_jax.signals import Signals
+from bcvit_jax.summary import summarise_run, table
 from bcvit_jax.train import FoldRun, balanced_counts, check_run, train_fold
 
 # What may lie in a work folder before its run: logs of the shell, and what a killed start left.
@@ -186,8 +181,8 @@ def _record(config: RunConfig, dataset: CellDataset, workdir: Path, old: dict | 
     if jax.process_index() != 0:
         return
     origin = provenance(config.seed, dataset.fingerprint)
-    _write_json(workdir / "provenance.json", continued(old, origin) if old else origin)
-    _write_json(workdir / "config.json", to_dict(config))
+    write_json(workdir / "provenance.json", continued(old, origin) if old else origin)
+    write_json(workdir / "config.json", to_dict(config))
 
 
 @contextlib.contextmanager
@@ -245,10 +240,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_whole(path, (json.dumps(to_json(values), indent=1) + "\n").encode())
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from bcvit_jax.evaluate import write_whole
+from bcvit_jax.files import write_whole
 
 
 class Journal:

@@ -232,7 +232,7 @@ class Results:
 
 def predict_images(classifier, sources: list[str], out: Path, options) -> dict[str, Any]:
     """Predict the images of `sources` and write all results; returns what results.json holds."""
-    from bcvit_jax.evaluate import write_whole
+    from bcvit_jax.files import write_whole
     from bcvit_jax.gallery import Gallery
     from bcvit_jax.journal import progress
 
@@ -335,7 +335,7 @@ def main(arguments: list[str]) -> int:
 
 def told(summary: Mapping[str, Any], out: Path) -> str:
     """What was predicted, for a terminal."""
-    from bcvit_jax.evaluate import aligned
+    from bcvit_jax.summary import aligned
 
     rows = [["class", "cells", "share"]]
     total = max(summary["images"], 1)

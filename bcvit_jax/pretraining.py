@@ -15,8 +15,9 @@ from PIL import Image
 
 from bcvit_jax import __version__, encoders
 from bcvit_jax.data import CellDataset
-from bcvit_jax.evaluate import fetch, write_whole
+from bcvit_jax.evaluate import fetch
 from bcvit_jax.exported import preprocessing_of
+from bcvit_jax.files import write_whole
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal
 from bcvit_jax.models import MaskedAutoencoderConfig

@@ -6,8 +6,6 @@
 import argparse
 import csv
 import io
-import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,19 +17,15 @@ from PIL import Image
 from bcvit_jax import __version__
 from bcvit_jax.calibration import risk_coverage
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import (
-    Predictions,
-    load_predictions,
-    summarise_run,
-    table,
-    write_whole,
-)
+from bcvit_jax.files import to_json, write_json, write_whole
 from bcvit_jax.metrics import mistakes
+from bcvit_jax.predictions import Predictions, load_predictions
 from bcvit_jax.report_figures import confusion_picture, reliability_picture, risk_coverage_picture
 from bcvit_jax.report_numbers import ACCURACIES, analysis, joined, tables
 from bcvit_jax.report_page import NOTICE, donor_statement, page
 from bcvit_jax.report_sections import Pictures
 from bcvit_jax.run_files import read_json_if_there, refuse_pretraining
+from bcvit_jax.summary import summarise_run, table
 
 THUMBNAIL = 128
 """Pixels of the side of a mistake's picture."""
@@ -59,9 +53,9 @@ def write_report(
         "version": __version__,
         "class_names": list(predictions[0].class_names),
         "donor_statement": donor_statement(run.get("dataset") or {}),
-        **to_json(summary),
+        **summary,
         "mistakes": mistakes(summary["pooled"]),
-        **to_json(found),
+        **found,
         "run": run,
     }
     held = joined(predictions)
@@ -84,8 +78,7 @@ def write_report(
         csv.writer(lines, lineterminator="\n").writerows(rows)
         write_whole(workdir / name, lines.getvalue().encode())
     write_whole(workdir / "report.html", page(run, summary, found, pictures).encode())
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(workdir / "report.json", f"{text}\n".encode())
+    write_json(workdir / "report.json", content)
     return summary
 
 
@@ -130,22 +123,6 @@ def _robustness(workdir: Path) -> bytes | None:
     """The diagram of other laboratories' conditions, where they were tried."""
     paths = workdir / "robustness.png", workdir / "robustness.json"
     return paths[0].read_bytes() if all(path.exists() for path in paths) else None
-
-
-def to_json(value: Any) -> Any:
-    """The same value of plain JSON types; NaN and infinity become null, unknown things text."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {str(key): to_json(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [to_json(item) for item in value]
-        case _ if hasattr(value, "tolist"):  # arrays and scalars of NumPy and JAX
-            return to_json(value.tolist())
-    return str(value)
 
 
 def load_run(workdir: str | Path) -> tuple[dict[str, Any], list[Predictions]]:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bcvit_jax import calibration, intervals
-from bcvit_jax.evaluate import METRICS, Predictions
 from bcvit_jax.metrics import CLASS_METRICS, TOP, rates, told
+from bcvit_jax.predictions import Predictions
+from bcvit_jax.summary import METRICS
 
 ACCURACIES = (0.95, 0.99)
 CONFIDENT_MISTAKES = 20

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcvit_jax import __version__
-from bcvit_jax.evaluate import METRICS
 from bcvit_jax.metrics import mistakes
 from bcvit_jax.report_html import (
     DASH,
@@ -26,6 +25,7 @@ from bcvit_jax.report_sections import (
     confident_mistakes_part,
     selective_part,
 )
+from bcvit_jax.summary import METRICS
 
 NOTICE = "For research use only; not a medical device."
 LEAK = (

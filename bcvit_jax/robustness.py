@@ -91,7 +91,7 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
 
     Errors: UserError where `workdir` is no finished run, or its data set is not there any more.
     """
-    from bcvit_jax.evaluate import write_whole
+    from bcvit_jax.files import write_json, write_whole
     from bcvit_jax.trained import choose, finished_folds, open_run, restore
 
     config, dataset = open_run(workdir, data)
@@ -114,7 +114,8 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
         subject = Subject(network, dataset, fold, rows, config.eval_batch_size)
         for name in missing:
             correct[name] = subject.correct(name, threads)
-            write_whole(file, _text({"made_of": made_of, "finished": False, "folds": raw}))
+            unfinished = {"made_of": made_of, "finished": False, "folds": raw}
+            write_json(file, unfinished, indent=None)
             say(_line(fold, name, correct[name], raw[fold]["images"]))
     content = {
         "title": config.title,
@@ -126,7 +127,7 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
         "donor_separated": dataset.donor_separated,
         "folds": raw,
     }
-    write_whole(file, _text(content))
+    write_json(file, content, indent=None)
     write_whole(workdir / f"{NAME}.csv", rows_of(content).encode())
     write_whole(workdir / f"{NAME}.png", picture(content))
     return content
@@ -139,12 +140,6 @@ def _earlier(file: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
         return content["folds"] if content["made_of"] == made_of else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _text(content: Mapping[str, Any]) -> bytes:
-    from bcvit_jax.report import to_json
-
-    return (json.dumps(to_json(content), ensure_ascii=False) + "\n").encode()
 
 
 def _line(fold: str, name: str, correct: Sequence, images: Sequence[int]) -> str:

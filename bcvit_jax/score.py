@@ -1,7 +1,6 @@
 """Scoring an exported network on a labelled data set, of another laboratory too."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import (
-    evaluate_fold,
-    save_predictions,
-    summarise_run,
-    table,
-    write_whole,
-)
+from bcvit_jax.evaluate import evaluate_fold
 from bcvit_jax.exported import BatchStep
+from bcvit_jax.files import write_json
 from bcvit_jax.journal import progress
-from bcvit_jax.report import to_json
+from bcvit_jax.predictions import save_predictions
+from bcvit_jax.summary import summarise_run, table
 
 
 class Scored(NamedTuple):
@@ -94,7 +89,7 @@ def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -
         "pooled": summary["pooled"],
         "model": {k: classifier.card.get(k) for k in ("title", "commit", "networks", "dataset")},
     }
-    write_whole(out.with_suffix(".json"), (json.dumps(to_json(content), indent=1) + "\n").encode())
+    write_json(out.with_suffix(".json"), content)
     print(table(summary))
     if left_out:
         named = ", ".join(f"{name} ({count})" for name, count in left_out.items())

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,10 +26,12 @@ from bcvit_jax.data import (
     train_batches,
 )
 from bcvit_jax.errors import RunError, UserError
-from bcvit_jax.evaluate import Predictions, evaluate_fold, save_predictions, write_whole
+from bcvit_jax.evaluate import evaluate_fold
+from bcvit_jax.files import write_json
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal, progress
 from bcvit_jax.models import BCViTConfig, NetworkConfig
+from bcvit_jax.predictions import Predictions, save_predictions
 from bcvit_jax.program import (
     Program,
     State,
@@ -225,7 +226,7 @@ def write_training(run: FoldRun, state: State, steps: int, goodput: Goodput) -> 
             "seconds": {part: round(gone, 2) for part, gone in goodput.seconds.items()},
         }
         path = run.workdir / run.name / "training.json"
-        write_whole(path, (json.dumps(facts, indent=1) + "\n").encode())
+        write_json(path, facts)
 
 
 def _pretrained(

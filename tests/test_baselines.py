@@ -13,10 +13,10 @@ from bcvit_jax.checkpoint import Checkpoints, _flatten
 from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import load_predictions
 from bcvit_jax.exported import from_pretrained
 from bcvit_jax.models import scale
 from bcvit_jax.optimizer import make_optimizer
+from bcvit_jax.predictions import load_predictions
 from bcvit_jax.program import Program, State, make_mesh, make_program
 from bcvit_jax.signals import Signals
 from bcvit_jax.train import check_run

@@ -12,8 +12,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from bcvit_jax import compare
 from bcvit_jax.config import from_dict, to_dict
-from bcvit_jax.evaluate import Predictions, save_predictions
 from bcvit_jax.models import BCViTConfig, model_config
+from bcvit_jax.predictions import Predictions, save_predictions
 from configs import base
 from tests.tiny_run import TINY
 

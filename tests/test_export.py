@@ -13,8 +13,8 @@ import pytest
 
 from bcvit_jax import export, export_onnx, predict
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import load_predictions
 from bcvit_jax.exported import SUMS, from_pretrained
+from bcvit_jax.predictions import load_predictions
 from tests.tiny_run import train
 
 CHANGES = {"folds": "(0, 1)", "epochs": 4, "batch_size": 8, "data.centre_crop": 0.9}

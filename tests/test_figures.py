@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bcvit_jax.evaluate import load_predictions
 from bcvit_jax.figures import __main__ as figures
 from bcvit_jax.figures.__main__ import main
+from bcvit_jax.predictions import load_predictions
 from tests.networks import tiny_config
 from tests.test_figures_seen import opened
 from tests.tiny_run import train

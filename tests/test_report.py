@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,18 +29,13 @@ from sklearn.metrics import (
 )
 
 from bcvit_jax.calibration import fit_temperature
-from bcvit_jax.evaluate import (
-    METRICS,
-    Predictions,
-    load_predictions,
-    save_predictions,
-    summarise_run,
-)
-from bcvit_jax.report import main, mistake_pictures, to_json, write_report
+from bcvit_jax.predictions import Predictions, load_predictions, save_predictions
+from bcvit_jax.report import main, mistake_pictures, write_report
 from bcvit_jax.report_figures import reliability_picture
 from bcvit_jax.report_html import fraction
 from bcvit_jax.report_numbers import analysis
 from bcvit_jax.report_page import NOTICE, donor_statement, interval_statement, result_line
+from bcvit_jax.summary import METRICS, summarise_run
 
 RUN: dict[str, Any] = {
     "title": "a run of <b>cells & co</b>",
@@ -473,21 +467,6 @@ def test_the_result_in_one_line():
         "Top-1 accuracy 1.000 on the 40 held-out images of fold0, of 10 classes; always naming "
         "the commonest class would score 0.100."
     )
-
-
-def test_plain_json_of_anything():
-    given = {
-        "path": Path("a/b"),
-        1: (np.float32("nan"), np.int64(3), jnp.float32(0.5), float("inf")),
-        "array": np.array([[1, 2]]),
-        "yes": np.bool_(True),
-    }
-    assert to_json(given) == {
-        "path": "a/b",
-        "1": [None, 3, 0.5, None],
-        "array": [[1, 2]],
-        "yes": True,
-    }
 
 
 def test_the_command_writes_the_same_report_again(tmp_path, capsys):

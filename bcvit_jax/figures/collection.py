@@ -12,7 +12,6 @@ import numpy as np
 
 from bcvit_jax.augment import resize
 from bcvit_jax.errors import UserError
-from bcvit_jax.evaluate import load_predictions, number, write_whole
 from bcvit_jax.figures import embedding, on_cell
 from bcvit_jax.figures.attention import Cell, attention_plate, kept_plate
 from bcvit_jax.figures.choice import chosen
@@ -20,8 +19,10 @@ from bcvit_jax.figures.patches import corners
 from bcvit_jax.figures.plates import Plate
 from bcvit_jax.figures.schemes import patches_plate, schemes
 from bcvit_jax.figures.seen import attentive, see, together
+from bcvit_jax.files import write_json, write_whole
 from bcvit_jax.journal import progress
-from bcvit_jax.report import to_json
+from bcvit_jax.predictions import load_predictions
+from bcvit_jax.summary import number
 from bcvit_jax.trained import choose, finished_folds, open_run, restore
 
 VIEW = 288
@@ -130,9 +131,7 @@ class FigureSet:
                 write_whole(self.out / name, written)
             source = {"title": self.config.title, "fold": self.fold, "step": self.network.step}
             self.numbers[kind] = source | {"data": self.dataset.fingerprint} | drawn.numbers
-            content = to_json(self.numbers)
-            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-            write_whole(self.out / "figures.json", f"{text}\n".encode())
+            write_json(self.out / "figures.json", self.numbers)
             yield drawn.told
 
     @property

@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bcvit_jax.evaluate import aligned, write_whole
+from bcvit_jax.files import write_whole
 from bcvit_jax.runtime import settings
+from bcvit_jax.summary import aligned
 from tests.benchmarks import limit
 from tests.benchmarks.jobs import BASELINES, Shape
 
