@@ -47,9 +47,8 @@ class Run(NamedTuple):
 
 def load(path: Path, name: str = "") -> Run:
     """The run in a work folder. Errors: UserError where it is none, or not finished."""
-    from bcvit_jax.report import load_run
-    from bcvit_jax.report_numbers import joined
-    from bcvit_jax.run_files import read_classifier
+    from bcvit_jax.report.numbers import joined
+    from bcvit_jax.run_files import load_run, read_classifier
 
     config = read_classifier(path)
     described, predictions = load_run(path)

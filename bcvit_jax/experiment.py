@@ -16,17 +16,18 @@ from bcvit_jax.config import RunConfig, differences, from_dict, to_dict
 from bcvit_jax.data import CellDataset, open_dataset
 from bcvit_jax.errors import UserError
 from bcvit_jax.files import write_json
+from bcvit_jax.fold_run import FoldRun, balanced_counts, check_run
 from bcvit_jax.journal import Journal
 from bcvit_jax.predictions import Predictions, load_predictions, save_predictions
 from bcvit_jax.pretraining import PICTURES, encoder_file, pretrain_fold
 from bcvit_jax.program import make_mesh
 from bcvit_jax.provenance import continued, provenance
-from bcvit_jax.report import write_report
-from bcvit_jax.report_page import LEAK
+from bcvit_jax.report.page import LEAK
+from bcvit_jax.report.writing import write_report
 from bcvit_jax.runtime import described
 from bcvit_jax.signals import Signals
 from bcvit_jax.summary import summarise_run, table
-from bcvit_jax.train import FoldRun, balanced_counts, check_run, train_fold
+from bcvit_jax.train import train_fold
 
 # What may lie in a work folder before its run: logs of the shell, and what a killed start left.
 _HARMLESS = (".log", ".out", ".err", ".txt", ".partial")

@@ -36,7 +36,7 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
     from bcvit_jax.models import architecture
     from bcvit_jax.run_files import read_classifier, read_json
     from bcvit_jax.trained import restore
-    from bcvit_jax.weights import to_flat
+    from bcvit_jax.weights import safetensors_bytes, to_flat
 
     config = read_classifier(workdir)
     report, provenance = read_json(workdir / "report.json"), read_json(workdir / "provenance.json")
@@ -56,7 +56,7 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
         network = restore(workdir, config, len(class_names), entry["fold"])
         model = network.program.model
         file = "model.safetensors" if len(found) == 1 else f"{entry['fold']}.safetensors"
-        files[file] = exported.safetensors_bytes(to_flat(network.variables), {"format": "bcvit"})
+        files[file] = safetensors_bytes(to_flat(network.variables), {"format": "bcvit"})
         scores = {key: entry[key] for key in ("top1", "macro_f1", "balanced_accuracy", "n")}
         networks.append({"file": file, "held_out": entry["fold"], "step": network.step, **scores})
     assert model is not None

@@ -26,7 +26,7 @@ from bcvit_jax.augment import centre_square, resize
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, scale
 from bcvit_jax.normalisation import Normalisation
-from bcvit_jax.weights import Flat, from_flat, read_arrays
+from bcvit_jax.weights import from_flat, read_arrays
 
 FORMAT = 1
 SUMS = "SHA256SUMS"
@@ -199,9 +199,3 @@ def from_pretrained(folder: str | Path) -> Classifier:
         for name in files
     )
     return Classifier(model, params, class_names, preprocessing, card)
-
-
-def safetensors_bytes(flat: Flat, facts: Mapping[str, str]) -> bytes:
-    from safetensors.numpy import save
-
-    return save({name: np.ascontiguousarray(x) for name, x in flat.items()}, dict(facts))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bcvit_jax.report_page import NOTICE, STYLE
+from bcvit_jax.report.page import NOTICE, STYLE
 
 SIDE = 96
 """Pixels of a thumbnail."""

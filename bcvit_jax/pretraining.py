@@ -13,18 +13,19 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from bcvit_jax import __version__, encoders
+from bcvit_jax import __version__
 from bcvit_jax.data import CellDataset
 from bcvit_jax.evaluate import fetch
 from bcvit_jax.exported import preprocessing_of
 from bcvit_jax.files import write_whole
+from bcvit_jax.fold_run import FoldRun, train_folds
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal
 from bcvit_jax.models import MaskedAutoencoderConfig
 from bcvit_jax.program import Program, State
 from bcvit_jax.provenance import commit
-from bcvit_jax.train import FoldRun, fit, train_folds, write_training
-from bcvit_jax.weights import to_flat
+from bcvit_jax.train import fit, write_training
+from bcvit_jax.weights import encoders, to_flat
 
 PICTURES = "reconstructions.png"
 SHOWN = 8

@@ -19,8 +19,8 @@ from bcvit_jax.data import DataConfig
 from bcvit_jax.models import NetworkConfig, build, create_model, model_config
 from bcvit_jax.optimizer import make_optimizer
 from bcvit_jax.program import Program, State, make_mesh, make_program
-from bcvit_jax.weight_maps import IMAGENET
 from bcvit_jax.weights import load_pretrained, name_of, pretrained
+from bcvit_jax.weights.maps import IMAGENET
 from tests.networks import random_batch
 
 SIDE, BATCH, CLASSES = 64, 4, 5

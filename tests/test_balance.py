@@ -8,8 +8,8 @@ import pytest
 from bcvit_jax.balance import Copies, deal, under_protocol
 from bcvit_jax.data import DataConfig, balance_plan, evaluation_batches, train_batches
 from bcvit_jax.errors import UserError
-from bcvit_jax.report_page import donor_statement
-from bcvit_jax.train import balanced_counts
+from bcvit_jax.fold_run import balanced_counts
+from bcvit_jax.report.page import donor_statement
 
 SIZE = 24
 

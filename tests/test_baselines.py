@@ -14,12 +14,12 @@ from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig
 from bcvit_jax.errors import UserError
 from bcvit_jax.exported import from_pretrained
+from bcvit_jax.fold_run import check_run
 from bcvit_jax.models import scale
 from bcvit_jax.optimizer import make_optimizer
 from bcvit_jax.predictions import load_predictions
 from bcvit_jax.program import Program, State, make_mesh, make_program
 from bcvit_jax.signals import Signals
-from bcvit_jax.train import check_run
 from bcvit_jax.weights import to_flat
 from tests.baselines import SOON
 from tests.networks import CLASSES, random_batch

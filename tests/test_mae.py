@@ -18,18 +18,19 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from bcvit_jax import encoders, losses
+from bcvit_jax import losses
 from bcvit_jax.config import MaeConfig, OptimizerConfig, RunConfig, from_dict
 from bcvit_jax.data import DataConfig, open_dataset
 from bcvit_jax.errors import UserError
 from bcvit_jax.experiment import run as run_experiment
+from bcvit_jax.fold_run import check_run
 from bcvit_jax.main import main
 from bcvit_jax.models import MaskedAutoencoderConfig, build, mae, model_config
 from bcvit_jax.pretraining import sheet, to_pixels
 from bcvit_jax.program import make_mesh, make_program, network_config
 from bcvit_jax.signals import Signals, Stop
-from bcvit_jax.train import check_run, to_devices
-from bcvit_jax.weights import load_pretrained, pretrained, to_flat
+from bcvit_jax.train import to_devices
+from bcvit_jax.weights import encoders, load_pretrained, pretrained, to_flat
 from tests.conftest import write_dataset
 from tests.networks import random_batch, random_images, tiny_config
 from tests.steps_on_devices import pretraining_losses
@@ -454,7 +455,7 @@ def test_bad_values_are_one_sentence(changes, sentence):
         network_config(from_dict(values(Path("x"), **changes)), 3)
 
 
-@pytest.mark.parametrize("command", ["export", "report", "robustness", "figures.__main__"])
+@pytest.mark.parametrize("command", ["export", "report.__main__", "robustness", "figures.__main__"])
 def test_a_pretraining_is_no_classifier_for_any_command(command, pretraining, tmp_path, capfd):
     flags = ["--workdir", str(pretraining)]
     if command in ("export", "figures.__main__"):

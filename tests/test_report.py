@@ -30,11 +30,12 @@ from sklearn.metrics import (
 
 from bcvit_jax.calibration import fit_temperature
 from bcvit_jax.predictions import Predictions, load_predictions, save_predictions
-from bcvit_jax.report import main, mistake_pictures, write_report
-from bcvit_jax.report_figures import reliability_picture
-from bcvit_jax.report_html import fraction
-from bcvit_jax.report_numbers import analysis
-from bcvit_jax.report_page import NOTICE, donor_statement, interval_statement, result_line
+from bcvit_jax.report.__main__ import main
+from bcvit_jax.report.diagrams import reliability_picture
+from bcvit_jax.report.html import fraction
+from bcvit_jax.report.numbers import analysis
+from bcvit_jax.report.page import NOTICE, donor_statement, interval_statement, result_line
+from bcvit_jax.report.writing import mistake_pictures, write_report
 from bcvit_jax.summary import METRICS, summarise_run
 
 RUN: dict[str, Any] = {

@@ -18,10 +18,11 @@ from bcvit_jax import losses
 from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig
 from bcvit_jax.errors import UserError
+from bcvit_jax.fold_run import check_run
 from bcvit_jax.models import scale
 from bcvit_jax.optimizer import make_optimizer
 from bcvit_jax.program import State, make_mesh, make_program, network_config
-from bcvit_jax.train import check_run, to_devices
+from bcvit_jax.train import to_devices
 from tests.networks import CLASSES, SIDE, lively_network, named, random_batch
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")

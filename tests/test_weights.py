@@ -15,9 +15,11 @@ from flax import nnx
 from safetensors.torch import save_file
 from timm.models import vision_transformer
 
-from bcvit_jax import weight_maps, weights
+from bcvit_jax import weights
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import BCViT, BCViTConfig
+from bcvit_jax.weights import maps
+from bcvit_jax.weights.transformer import resize_bicubic
 
 SIZES: dict[str, Any] = dict(width=48, heads=3, depth=3, mlp_width=96, num_classes=5)
 SIDE = 64
@@ -61,7 +63,7 @@ def of_timm(folder, **more):
     made = timm_network(**more)
     save_file(made.state_dict(), folder / "model.safetensors")
     with torch.no_grad():
-        logits = made(normalised(*weight_maps.HALF))
+        logits = made(normalised(*maps.HALF))
     return folder, logits, sum(p.numel() for p in made.parameters())
 
 
@@ -101,7 +103,7 @@ def of_google(folder):
     made = timm_network()
     made.load_pretrained(str(folder / "ViT.npz"))
     with torch.no_grad():
-        logits = made.eval()(normalised(*weight_maps.HALF))
+        logits = made.eval()(normalised(*maps.HALF))
     return folder / "ViT.npz", logits, sum(x.size for x in arrays.values())
 
 
@@ -117,7 +119,7 @@ def of_dinov2(folder):
     torch.save({"teacher": wrapped}, folder / "teacher.pth")
     made.load_state_dict(vision_transformer.checkpoint_filter_fn(state, made), strict=False)
     with torch.no_grad():
-        feature = made.forward_features(normalised(*weight_maps.IMAGENET))[:, 0]
+        feature = made.forward_features(normalised(*maps.IMAGENET))[:, 0]
     count = sum(p.numel() for p in made.parameters()) + 48  # timm folds the class's position in
     return folder / "teacher.pth", feature, count
 
@@ -139,7 +141,7 @@ def of_hugging_face(folder, name, classifier):
         made = getattr(transformers, f"{name}Model")(config)
     made = lively(made)
     made.save_pretrained(folder)
-    normalisation = weight_maps.HALF if name == "ViT" else weight_maps.IMAGENET
+    normalisation = maps.HALF if name == "ViT" else maps.IMAGENET
     with torch.no_grad():
         output = made(normalised(*normalisation))
     result = output.logits if classifier else output.last_hidden_state[:, 0]
@@ -164,7 +166,7 @@ MAKERS = {
 def test_other_libraries_networks_give_the_same_numbers_here(family, tmp_path):
     maker, changes = MAKERS[family]
     path, expected, count = maker(tmp_path)
-    normalisation = dict(zip(("mean", "std"), weight_maps.HALF, strict=True))
+    normalisation = dict(zip(("mean", "std"), maps.HALF, strict=True))
     more = normalisation if family == "timm's DINOv2" else {}
     with_head = expected.shape[-1] == 5
     model = network(**changes)
@@ -228,7 +230,7 @@ def test_position_embeddings_are_resized_as_pytorchs_bicubic(size, target):
     theirs = torch.nn.functional.interpolate(
         torch.from_numpy(grid).permute(2, 0, 1)[None], (target, target), mode="bicubic"
     )
-    ours = weights.resize_bicubic(grid, target, target)
+    ours = resize_bicubic(grid, target, target)
     np.testing.assert_allclose(ours, theirs[0].permute(1, 2, 0).numpy(), rtol=0, atol=1e-5)
 
 

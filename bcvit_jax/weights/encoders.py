@@ -7,32 +7,34 @@ folds and the digests of the cells that it has seen: so that none of them is sco
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from bcvit_jax.dataset import CellDataset
 from bcvit_jax.errors import UserError
-from bcvit_jax.exported import safetensors_bytes
 from bcvit_jax.files import write_whole
 from bcvit_jax.models import BCViTConfig
-from bcvit_jax.weights import (
-    Flat,
-    Pretrained,
-    fill_last_block,
-    our_name,
-    read_arrays,
-    refuse,
-    resize_bicubic,
-    shape_faults,
-    shapes,
-)
+from bcvit_jax.weights.files import read_arrays, safetensors_bytes
+from bcvit_jax.weights.flat import Flat, Pretrained, refuse, shape_faults, shapes
+from bcvit_jax.weights.transformer import fill_last_block, our_name, resize_bicubic
 
 FILE = "encoder.safetensors"
 _FORMAT = "bcvit encoder"
 _SAME = "patch_size stem width depth heads mlp_width activation registers".split()
+
+
+class CellsOfFolds(Protocol):
+    """What is asked of a data set: its fingerprint, and every cell's label and digest a fold."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def folds(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Mapping[str, np.ndarray]: ...
+    def digests(self, fold: str, /) -> Sequence[str]: ...
 
 
 def save(path: Path, flat: Flat, facts: Mapping[str, Any]) -> None:
@@ -61,7 +63,7 @@ def find(path: str | Path) -> Path | None:
     return files[0] if files else None
 
 
-def unseen(path: str, dataset: CellDataset, held_out: int) -> str | Path:
+def unseen(path: str, dataset: CellsOfFolds, held_out: int) -> str | Path:
     """The encoder of a run's folder or a file that has not seen the fold `held_out`.
 
     Whatever is no encoder of ours is handed back as it came. Cells of another data set are known
@@ -127,7 +129,7 @@ def _named(name: str, config: BCViTConfig) -> str:
     return our_name(name.replace(f"blocks.{place}.", "blocks.{}.", 1), place, config)
 
 
-def _seen(facts: Mapping[str, Any], dataset: CellDataset, fold: str) -> int:
+def _seen(facts: Mapping[str, Any], dataset: CellsOfFolds, fold: str) -> int:
     """How many cells of `fold` an encoder was trained on."""
     if facts["dataset"] == dataset.fingerprint:
         return len(dataset.labels[fold]) * (fold in facts["folds"])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bcvit_jax.report_html import (
+from bcvit_jax.report.html import (
     DASH,
     data_uri,
     diagram,

@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bcvit_jax.report_figures import DPI
+from bcvit_jax.report.diagrams import DPI
 
 DASH = "\N{EN DASH}"
 

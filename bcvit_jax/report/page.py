@@ -5,7 +5,7 @@ from typing import Any
 
 from bcvit_jax import __version__
 from bcvit_jax.metrics import mistakes
-from bcvit_jax.report_html import (
+from bcvit_jax.report.html import (
     DASH,
     STYLE,
     between,
@@ -19,7 +19,7 @@ from bcvit_jax.report_html import (
     text,
     with_range,
 )
-from bcvit_jax.report_sections import (
+from bcvit_jax.report.sections import (
     Pictures,
     calibration_part,
     confident_mistakes_part,
@@ -45,7 +45,7 @@ def page(
 ) -> str:
     """The whole of report.html; `run` as given to `write_report`, of plain JSON types.
 
-    found: what `report_numbers.analysis` returns.
+    found: what `numbers.analysis` returns.
     """
     title = str(run.get("title") or "Blood-cell classifier")
     dataset = run.get("dataset") or {}

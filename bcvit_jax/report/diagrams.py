@@ -62,7 +62,7 @@ def reliability_picture(found: Mapping[str, Any]) -> bytes:
     """Accuracy over confidence in bins with intervals, and how many images each bin holds.
 
     Bins of fewer than LEAST images are left out above: they would draw the eye and tell nothing.
-    found: the part `calibration` of `report_numbers.analysis`.
+    found: the part `calibration` of `numbers.analysis`.
     """
     figure = Figure(figsize=(5.4, 4.8), layout="constrained")
     FigureCanvasAgg(figure)

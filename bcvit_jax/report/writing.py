@@ -1,13 +1,7 @@
-"""The report of a run: report.html for people, report.json, tables and diagrams for the rest.
+"""The report of a run: report.html for people, report.json, tables and diagrams for the rest."""
 
-`python -m bcvit_jax.report --workdir RUN` writes it again from the saved predictions.
-"""
-
-import argparse
 import csv
 import io
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +13,12 @@ from bcvit_jax.calibration import risk_coverage
 from bcvit_jax.errors import UserError
 from bcvit_jax.files import to_json, write_json, write_whole
 from bcvit_jax.metrics import mistakes
-from bcvit_jax.predictions import Predictions, load_predictions
-from bcvit_jax.report_figures import confusion_picture, reliability_picture, risk_coverage_picture
-from bcvit_jax.report_numbers import ACCURACIES, analysis, joined, tables
-from bcvit_jax.report_page import NOTICE, donor_statement, page
-from bcvit_jax.report_sections import Pictures
-from bcvit_jax.run_files import read_json_if_there, refuse_pretraining
-from bcvit_jax.summary import summarise_run, table
+from bcvit_jax.predictions import Predictions
+from bcvit_jax.report.diagrams import confusion_picture, reliability_picture, risk_coverage_picture
+from bcvit_jax.report.numbers import ACCURACIES, analysis, joined, tables
+from bcvit_jax.report.page import NOTICE, donor_statement, page
+from bcvit_jax.report.sections import Pictures
+from bcvit_jax.summary import summarise_run
 
 THUMBNAIL = 128
 """Pixels of the side of a mistake's picture."""
@@ -123,49 +116,3 @@ def _robustness(workdir: Path) -> bytes | None:
     """The diagram of other laboratories' conditions, where they were tried."""
     paths = workdir / "robustness.png", workdir / "robustness.json"
     return paths[0].read_bytes() if all(path.exists() for path in paths) else None
-
-
-def load_run(workdir: str | Path) -> tuple[dict[str, Any], list[Predictions]]:
-    """What a work folder keeps of its run, and the predictions of its finished folds.
-
-    The run comes from report.json, config and provenance from their own files where they exist.
-    Raises UserError where no fold has saved predictions.
-    """
-    workdir = Path(workdir)
-    found = sorted(workdir.glob("fold*/predictions.npz"), key=lambda path: _natural(path.parent))
-    if not found:
-        refuse_pretraining(workdir)
-        raise UserError(
-            f"{workdir} holds no fold*/predictions.npz: name the work folder of a run of which at "
-            "least one fold has ended"
-        )
-    run: dict[str, Any] = {"title": workdir.resolve().name}
-    run |= read_json_if_there(workdir / "report.json").get("run") or {}
-    for part in ("config", "provenance"):
-        run[part] = read_json_if_there(workdir / f"{part}.json") or run.get(part)
-    return run, [load_predictions(path.with_suffix("")) for path in found]
-
-
-def _natural(path: Path) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcvit_jax.report",
-        description="Write the report of a run again, from the predictions it saved.",
-    )
-    parser.add_argument("--workdir", required=True, help="work folder of the run")
-    workdir = Path(parser.parse_args(arguments).workdir)
-    try:
-        summary = write_report(workdir, *load_run(workdir))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(table(summary))
-    print(f"\n{workdir / 'report.html'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """torchvision's and timm's weights of VGG, ResNets and EfficientNet; `weights.pretrained` calls it.
 
-Running moments of batch norms come with them; `bcvit_jax.weight_maps` holds the names.
+Running moments of batch norms come with them; `maps` holds the names.
 """
 
 import re
@@ -10,21 +10,14 @@ import numpy as np
 
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import NetworkConfig, architecture
-from bcvit_jax.weight_maps import (
+from bcvit_jax.weights.files import normalisation_beside, read_arrays
+from bcvit_jax.weights.flat import Flat, Pretrained, refuse, shape_faults, shapes
+from bcvit_jax.weights.maps import (
     CONVOLUTIONAL_FAMILIES,
     IMAGENET,
     LEAVES,
     ConvolutionalFamily,
     Module,
-)
-from bcvit_jax.weights import (
-    Flat,
-    Pretrained,
-    normalisation_beside,
-    read_arrays,
-    refuse,
-    shape_faults,
-    shapes,
 )
 
 _PIXELS = ("pixels.scale", "pixels.shift")
