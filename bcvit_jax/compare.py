@@ -19,8 +19,9 @@ from bcvit_jax.errors import RunError, UserError, fail
 _HELP = """\
 Compare finished runs that hold out the same images: parameters, multiply-accumulates, time an
 image, accuracy and macro-F1 with paired intervals of the difference to a baseline, and McNemar's
-exact test. Runs that differ in their seed alone are one row. compare.json, .csv, .md, .png and
-.svg are written into DIR.
+exact test; and their accuracy under other laboratories' conditions, where python -m
+bcvit_jax.robustness has measured it. Runs that differ in their seed alone are one row.
+compare.json, .csv, .md, .png and .svg are written into DIR.
 """
 
 
@@ -47,8 +48,9 @@ class Run(NamedTuple):
 
 def load(path: Path, name: str = "") -> Run:
     """The run in a work folder. Errors: UserError where it is none, or not finished."""
+    from bcvit_jax.predictions import load_run
     from bcvit_jax.report.numbers import joined
-    from bcvit_jax.run_files import load_run, read_classifier
+    from bcvit_jax.run_files import read_classifier
 
     config = read_classifier(path)
     described, predictions = load_run(path)
@@ -186,7 +188,7 @@ def _differing_origin(runs: Sequence[Run]) -> list[str]:
 
 
 def _row(name: str, pool: Sequence[Run], base: Sequence[Run], timed: bool) -> dict[str, Any]:
-    from bcvit_jax import costs, paired
+    from bcvit_jax import costs, curves, paired
 
     some, classes = pool[0], len(pool[0].class_names)
     label, group = some.label, some.group
@@ -203,6 +205,7 @@ def _row(name: str, pool: Sequence[Run], base: Sequence[Run], timed: bool) -> di
         "difference": None,
         "mcnemar": [],
         "verdict": "baseline",
+        "shifts": curves.of_runs([run.path for run in pool]),
     }
     if timed:
         row["inference_ms"], row["inference_from"] = costs.inference(some.config, classes), "here"

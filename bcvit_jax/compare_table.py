@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bcvit_jax.curves import FIGURES as SHIFTED
 from bcvit_jax.paired import FIGURES
 
 DASH = "\N{EN DASH}"
@@ -42,6 +43,24 @@ def difference_rows(content: Mapping[str, Any]) -> list[list[str]]:
             tests = ", ".join(f"{test['p']:.2g}" for test in row["mcnemar"])
             rows.append([row["name"], *figures, tests, row["verdict"]])
     return rows
+
+
+def shift_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    """A head, then accuracies under changed pictures; the head alone where none has any."""
+    rows = [["balanced accuracy", *SHIFTED.values(), "images a change"]]
+    for row in content["rows"]:
+        if found := row["shifts"]:
+            images = sorted(set(found["images"]))
+            cells = [_spread(found[name]) for name in SHIFTED]
+            rows.append([row["name"], *cells, f" {DASH} ".join(map(str, images))])
+    return rows
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    """The mean of the seeds and their range."""
+    low, high = min(found["runs"]), max(found["runs"])
+    seeds = f" ({low:.3f}{DASH}{high:.3f})" if len(found["runs"]) > 1 else ""
+    return f"{found['value']:.3f}{seeds}"
 
 
 def told(content: Mapping[str, Any]) -> str:
@@ -92,6 +111,15 @@ def notes(content: Mapping[str, Any], differing: Sequence[str]) -> list[str]:
         "Training time is the median of what the runs wrote down, whatever else their machine did. "
         + _where_inference_is_from(rows)
     )
+    shifted = [row["name"] for row in rows if row["shifts"]]
+    if shifted and len(shifted) < len(rows):
+        missing = [row["name"] for row in rows if not row["shifts"]]
+        said.append(
+            f"Changed pictures were not measured for {', '.join(missing)} (python -m "
+            "bcvit_jax.robustness --workdir RUN)."
+        )
+    if len({images for row in rows if row["shifts"] for images in row["shifts"]["images"]}) > 1:
+        said.append("Changed pictures were measured on different numbers of images.")
     if any(len(row["seeds"]) == 1 for row in rows):
         said.append("A row of one seed does not tell how much another seed would change.")
     if differing:
@@ -119,7 +147,8 @@ def csv_text(content: Mapping[str, Any]) -> str:
     bounds = [f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")]
     costs = ["parameters", "macs", "flops", "training_ms", "inference_ms"]
     heads = ["name", "seeds", *costs, *bounds, *(f"difference_{b}" for b in bounds)]
-    writer.writerow([*heads, "mcnemar_p", "verdict"])
+    shifted = [f"balanced_accuracy_{name}" for name in SHIFTED]
+    writer.writerow([*heads, "mcnemar_p", "verdict", *shifted])
     for row in content["rows"]:
         difference = row["difference"] or {name: {} for name in FIGURES}
         writer.writerow(
@@ -127,6 +156,7 @@ def csv_text(content: Mapping[str, Any]) -> str:
             + [value for name in FIGURES for value in _bounded(row[name])]
             + [value for name in FIGURES for value in _bounded(difference[name])]
             + [" ".join(f"{test['p']:.6g}" for test in row["mcnemar"]), row["verdict"]]
+            + [((row["shifts"] or {}).get(name) or {}).get("value") for name in SHIFTED]
         )
     return text.getvalue()
 
@@ -178,7 +208,8 @@ def picture(content: Mapping[str, Any], kind: str) -> bytes:
 
 
 def _tables(content: Mapping[str, Any]) -> list[list[list[str]]]:
-    tables = [cost_rows(content), figure_rows(content), difference_rows(content)]
+    makers = cost_rows, figure_rows, difference_rows, shift_rows
+    tables = [make(content) for make in makers]
     return [rows for rows in tables if len(rows) > 1]
 
 

@@ -3,13 +3,23 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bcvit_jax.run_files import read_json_if_there
 from bcvit_jax.shifts import SHIFTS
 
 CLEAN = "clean"
+FIGURES = {
+    CLEAN: "clean",
+    "worst": "worst change",
+    "mean_at_stated": "mean over changes",
+    "worst_untrained": "worst beyond training",
+    "mean_at_untrained": "mean beyond training",
+}
+"""Balanced accuracies of a run that tell its curves in short, by their name in robustness.json."""
 
 
 def figures(correct: Sequence[int], images: Sequence[int]) -> dict[str, float]:
@@ -58,6 +68,25 @@ def _worst_and_mean(curves: Mapping[str, Any], kind: str) -> tuple[dict[str, Any
     worst = min(points, key=lambda point: point["balanced_accuracy"])
     mean = float(np.mean([point["balanced_accuracy"] for point in points]))
     return {key: worst[key] for key in ("shift", "strength", "top1", "balanced_accuracy")}, mean
+
+
+def of_runs(workdirs: Sequence[Path]) -> dict[str, Any] | None:
+    """FIGURES of each run and their means, over runs that differ in their seed alone.
+
+    images: how many a shift was measured on, a run. None where `robustness` has not finished with
+    every one of the runs.
+    """
+    found = [read_json_if_there(workdir / "robustness.json") for workdir in workdirs]
+    if not all(content.get("finished") for content in found):
+        return None
+
+    def of(content, name: str) -> float:
+        value = content[name]
+        return value["balanced_accuracy"] if isinstance(value, Mapping) else value
+
+    runs = {name: [of(content, name) for content in found] for name in FIGURES}
+    means = {name: {"value": float(np.mean(each)), "runs": each} for name, each in runs.items()}
+    return {"images": [content["images"] for content in found], **means}
 
 
 def rows_of(content: Mapping[str, Any]) -> str:

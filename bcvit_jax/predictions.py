@@ -6,10 +6,12 @@ again.
 
 import csv
 import io
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from bcvit_jax.errors import UserError
 from bcvit_jax.files import write_whole
 from bcvit_jax.metrics import Counts, count
+from bcvit_jax.run_files import read_json_if_there, refuse_pretraining
 
 _count = jax.jit(count, static_argnums=3)
 
@@ -117,3 +120,28 @@ def load_predictions(path: str | Path) -> Predictions:
             f"{npz} is not a whole file of predictions ({error}): delete it and run the training "
             "command again, which evaluates the fold anew"
         ) from None
+
+
+def load_run(workdir: str | Path) -> tuple[dict[str, Any], list[Predictions]]:
+    """What a work folder keeps of its run, and the predictions of its finished folds.
+
+    The run comes from report.json, config and provenance from their own files where they exist.
+    Raises UserError where no fold has saved predictions.
+    """
+    workdir = Path(workdir)
+    found = sorted(workdir.glob("fold*/predictions.npz"), key=lambda path: _natural(path.parent))
+    if not found:
+        refuse_pretraining(workdir)
+        raise UserError(
+            f"{workdir} holds no fold*/predictions.npz: name the work folder of a run of which at "
+            "least one fold has ended"
+        )
+    run: dict[str, Any] = {"title": workdir.resolve().name}
+    run |= read_json_if_there(workdir / "report.json").get("run") or {}
+    for part in ("config", "provenance"):
+        run[part] = read_json_if_there(workdir / f"{part}.json") or run.get(part)
+    return run, [load_predictions(path.with_suffix("")) for path in found]
+
+
+def _natural(path: Path) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

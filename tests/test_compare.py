@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from bcvit_jax import compare
+from bcvit_jax import compare, compare_table
 from bcvit_jax.config import from_dict, to_dict
 from bcvit_jax.models import BCViTConfig, model_config
 from bcvit_jax.predictions import Predictions, save_predictions
@@ -138,6 +138,44 @@ def test_images_are_matched_by_name_not_by_place(runs, tmp_path):
     np.savez(runs[1] / "fold0" / "predictions.npz", **kept)
     assert compare.load(runs[1]).images == run.images
     assert compare.compare(compare.load_all(runs)) == before
+
+
+def write_shifts(run: Path, worst: float, images: int = 40, finished: bool = True) -> None:
+    """robustness.json as far as a comparison reads it."""
+    at = {"shift": "blur", "strength": 0.03, "balanced_accuracy": worst}
+    content = {"finished": finished, "images": images, "clean": {"balanced_accuracy": 0.9}}
+    content |= {"worst": at, "worst_untrained": at | {"balanced_accuracy": worst / 2}}
+    content |= {"mean_at_stated": worst + 0.1, "mean_at_untrained": worst}
+    (run / "robustness.json").write_text(json.dumps(content))
+
+
+def test_changed_pictures_stand_beside_where_all_seeds_of_a_row_have_them(runs):
+    for run, worst in zip((runs[0], runs[2]), (0.4, 0.6), strict=True):
+        write_shifts(run, worst)
+    content = compare.compare(compare.load_all(runs))
+    bcvit, vit = content["rows"]
+    assert vit["shifts"] is None
+    assert bcvit["shifts"]["worst"] == {"value": pytest.approx(0.5), "runs": [0.4, 0.6]}
+    assert bcvit["shifts"]["mean_at_untrained"]["value"] == pytest.approx(0.5)
+    head, row = compare_table.shift_rows(content)
+    assert dict(zip(head, row, strict=True)) == {
+        "balanced accuracy": "bcvit",
+        "clean": "0.900 (0.900\N{EN DASH}0.900)",
+        "worst change": "0.500 (0.400\N{EN DASH}0.600)",
+        "mean over changes": "0.600 (0.500\N{EN DASH}0.700)",
+        "worst beyond training": "0.250 (0.200\N{EN DASH}0.300)",
+        "mean beyond training": "0.500 (0.400\N{EN DASH}0.600)",
+        "images a change": "40",
+    }
+    told = " ".join(content["notes"])
+    assert "not measured for vit" in told and "different numbers" not in told
+    rows = list(csv.DictReader(compare_table.csv_text(content).splitlines()))
+    assert [row["balanced_accuracy_worst"] for row in rows] == ["0.5", ""]
+    write_shifts(runs[1], 0.2, images=80)
+    told = " ".join(compare.compare(compare.load_all(runs))["notes"])
+    assert "not measured for" not in told and "different numbers of images" in told
+    write_shifts(runs[2], 0.6, finished=False)
+    assert compare.compare(compare.load_all(runs))["rows"][0]["shifts"] is None
 
 
 def test_timing_is_asked_for(runs, monkeypatch):

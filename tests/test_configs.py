@@ -146,6 +146,29 @@ def test_table_3_gives_every_network_about_the_same_minutes():
     assert epochs["bcvit"] > epochs["resnet18"] > epochs["resnet50"] > epochs["vgg16"] == 1
 
 
+def test_augmentations_take_one_kind_away_and_name_every_change():
+    recipe = run_config("pbc10", "short").data
+    names = importlib.import_module("configs.augmentations").variants()
+    each = {name: run_config("augmentations", f"short,{name}").data for name in names}
+    assert each["recipe"] == recipe
+    fields = dataclasses.fields(recipe.augment)
+    off = {
+        name: {
+            f.name
+            for f in fields
+            if getattr(data.augment, f.name) != getattr(recipe.augment, f.name)
+        }
+        for name, data in each.items()
+    }
+    kinds = [off[f"no_{kind}"] for kind in ("dyes", "light", "focus", "zoom")]
+    assert sum(map(len, kinds)) == len(set.union(*kinds)) == len(off["no_changes"])
+    assert set.union(*kinds) == off["no_changes"] == {f.name for f in fields} - {"share"}
+    assert not each["no_changes"].augment.recolours and not each["no_changes"].augment.degrades
+    left = {name: (data.white_background, data.even_stain) for name, data in each.items()}
+    assert left.pop("light_left") == (False, False) and left.pop("stain_left") == (True, False)
+    assert set(left.values()) == {(True, True)}
+
+
 def test_what_mae_pretrains_is_the_network_of_the_config_it_is_for():
     for variant, theirs in (("", "pbc10"), ("base", "base")):
         ours, other = run_config("mae", variant), run_config(theirs)

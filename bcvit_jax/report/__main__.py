@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bcvit_jax.errors import UserError
+from bcvit_jax.predictions import load_run
 from bcvit_jax.report.writing import write_report
-from bcvit_jax.run_files import load_run
 from bcvit_jax.summary import table
 
 

@@ -1,0 +1,52 @@
+"""What each kind of changed picture is worth: the recipe of configs/pbc10.py without one at a time.
+
+    python -m bcvit_jax.main --config=configs/augmentations.py:short,no_zoom
+    python -m bcvit_jax.sweep --config=configs/augmentations.py:short --out runs/augmentations
+
+Then `python -m bcvit_jax.robustness --workdir RUN` for every run, and the sweep again, whose table
+then holds accuracy under other laboratories' conditions beside that on the laboratory's own cells.
+Changes: `:recipe` (none); what is taken out of every picture, `:light_left` and `:stain_left`; what
+half of the training pictures are given, `:no_dyes`, `:no_light`, `:no_focus` and `:no_zoom`, and
+`:no_changes`, none of them. `:short` before the change as in configs/pbc10.py. Results: not
+measured.
+"""
+
+from configs import pbc10
+
+_DYES = {"stain_hue": 0.0, "stain_ratio": (1.0, 1.0), "channel_mix": 0.0}
+_DYES |= {"stain_strength": (1.0, 1.0)}
+_LIGHT = {"background": 0.0, "white_balance": 0.0, "gamma": (1.0, 1.0), "grey": 0.0}
+_FOCUS = {"blur": 0.0, "sharpen": 0.0, "noise": 0.0, "jpeg": 0}
+_ZOOM = {"zoom": (1.0, 1.0), "shift": 0.0}
+_CHANGES = {
+    "recipe": {},
+    "light_left": {"white_background": False, "even_stain": False},  # dye is told by its light
+    "stain_left": {"even_stain": False},
+    "no_dyes": {f"augment.{name}": off for name, off in _DYES.items()},
+    "no_light": {f"augment.{name}": off for name, off in _LIGHT.items()},
+    "no_focus": {f"augment.{name}": off for name, off in _FOCUS.items()},
+    "no_zoom": {f"augment.{name}": off for name, off in _ZOOM.items()},
+    "no_changes": {
+        f"augment.{name}": off for name, off in (_DYES | _LIGHT | _FOCUS | _ZOOM).items()
+    },
+}
+
+
+def variants() -> list[str]:
+    """The changes by name, the whole recipe first."""
+    return list(_CHANGES)
+
+
+def get_config(variant: str = ""):
+    """configs/pbc10.py with one change: "", `CHANGE`, or `short,CHANGE`."""
+    words = variant.split(",") if variant else []
+    changes = [word for word in words if word != "short"] or ["recipe"]
+    if len(changes) > 1 or changes[0] not in _CHANGES:
+        raise ValueError(
+            f"configs/augmentations.py has no variant {variant!r}; it knows "
+            f"{', '.join(_CHANGES)}, short; one change may follow short, as in short,no_zoom"
+        )
+    config = pbc10.get_config("short" if "short" in words else "")
+    config.title = f"{changes[0]}, changed pictures of {config.title}"
+    config.data.update_from_flattened_dict(_CHANGES[changes[0]])
+    return config
