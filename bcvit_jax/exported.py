@@ -30,6 +30,8 @@ from bcvit_jax.weights import from_flat, read_arrays
 
 FORMAT = 1
 SUMS = "SHA256SUMS"
+_WAYS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3), 8: tuple(range(8))}  # as `augment.dihedral` counts
+TURNS = tuple(_WAYS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,12 @@ def preprocessing_of(data: Any, image_size: int) -> Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """One trained network, or one a fold, whose probabilities are averaged."""
+    """One trained network, or one a fold, whose probabilities are averaged.
+
+    With `turns` 2, 4 or 8 also those of the picture turned: by half a turn, by quarter turns, by
+    quarter turns and mirrored. A smear has no upside, and networks that hardly mind a turn still
+    err apart.
+    """
 
     model: NetworkConfig
     params: tuple[Any, ...]
@@ -72,6 +79,14 @@ class Classifier:
     preprocessing: Preprocessing
     card: Mapping[str, Any]
     """The whole config.json."""
+    turns: int = 1
+
+    def __post_init__(self):
+        if self.turns not in TURNS:
+            raise UserError(
+                f"turns is {self.turns}; it must be one of {', '.join(map(str, TURNS))}, the ways "
+                "a picture is turned for one prediction"
+            )
 
     def networks(self) -> list[Any]:
         """Flax modules with the weights, in the order of `card["networks"]`."""
@@ -81,18 +96,35 @@ class Classifier:
     def __call__(self, all_params: Any, images: Any) -> tuple[jax.Array, jax.Array]:
         """(`params`, images [b, s, s, 3] float in [−1, 1]) -> logits [b, c], kept [b, k].
 
-        Of several networks: the log of their mean probability, and the kept patches of the first.
+        Of several networks or turns: the log of their mean probability, and the kept patches of
+        the first network in the picture as it came.
         """
         graph, _ = nnx.split(nnx.eval_shape(lambda: build(self.model, rngs=nnx.Rngs(0))))
-        outputs = [nnx.merge(graph, params)(images) for params in all_params]
-        if len(outputs) == 1:
-            return outputs[0].logits, outputs[0].kept
-        each = jnp.stack([jax.nn.log_softmax(output.logits, axis=-1) for output in outputs])
-        return jax.nn.logsumexp(each, axis=0) - np.log(len(outputs)), outputs[0].kept
+
+        def of(images):
+            return [nnx.merge(graph, params)(images)[::2] for params in all_params]
+
+        if self.turns == 1:
+            outputs = of(images)
+            logits, kept = jnp.stack([each for each, _ in outputs]), outputs[0][1]
+        else:
+            turned = jnp.stack([_turned(images, turn) for turn in _WAYS[self.turns]])
+            outputs = jax.lax.map(of, turned)  # one compiled network, one way after the other
+            logits, kept = jnp.concatenate([each for each, _ in outputs]), outputs[0][1][0]
+        if len(logits) == 1:
+            return logits[0], kept
+        each = jax.nn.log_softmax(logits, axis=-1)
+        return jax.nn.logsumexp(each, axis=0) - np.log(len(logits)), kept
 
     def predict_step(self) -> Any:
         """The call as a jitted function of `params` and images uint8 [b, s, s, 3]."""
         return jax.jit(lambda all_params, images: self(all_params, scale(images)))
+
+
+def _turned(images: jax.Array, transform: int) -> jax.Array:
+    """`augment.dihedral` of images [b, s, s, 3]."""
+    images = images[:, :, ::-1] if transform >= 4 else images
+    return jnp.rot90(images, transform % 4, axes=(1, 2))
 
 
 class BatchStep:

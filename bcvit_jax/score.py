@@ -41,11 +41,14 @@ def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -
             f"none of the data set's classes ({', '.join(dataset.class_names)}) is one of the "
             f"network's ({', '.join(classifier.class_names)}); name them with --map THEIRS=OURS,…"
         )
-    known = {fold: np.flatnonzero(mapped[dataset.labels[fold]] >= 0) for fold in dataset.folds}
+    folds = _chosen(dataset, options.folds)
+    known = {fold: np.flatnonzero(mapped[dataset.labels[fold]] >= 0) for fold in folds}
+    if not any(map(len, known.values())):
+        raise UserError(f"{', '.join(folds)} hold no cell whose class the network knows")
     scored = Scored(
-        {f: mapped[dataset.labels[f]][known[f]].astype(np.int32) for f in dataset.folds},
-        {f: np.asarray(dataset.sources[f])[known[f]] for f in dataset.folds},
-        {f: np.asarray(dataset.groups[f])[known[f]] for f in dataset.folds},
+        {f: mapped[dataset.labels[f]][known[f]].astype(np.int32) for f in folds},
+        {f: np.asarray(dataset.sources[f])[known[f]] for f in folds},
+        {f: np.asarray(dataset.groups[f])[known[f]] for f in folds},
         classifier.class_names,
     )
     step = BatchStep(classifier, options.batch_size)
@@ -66,7 +69,7 @@ def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -
 
     found = []
     with progress("score", total, "img") as bar:
-        for fold in dataset.folds:
+        for fold in folds:
             if len(known[fold]):
                 run = lambda _, images: step(images)  # noqa: E731
                 result, _ = evaluate_fold(run, None, scored, fold, batches(fold, bar))
@@ -75,13 +78,15 @@ def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -
     everything = _together(found)
     save_predictions(out.with_suffix(""), everything)
     left_out = {
-        name: int(sum((dataset.labels[f] == place).sum() for f in dataset.folds))
+        name: int(sum((dataset.labels[f] == place).sum() for f in folds))
         for place, name in enumerate(dataset.class_names)
         if name in unknown
     }
     absent = [n for i, n in enumerate(classifier.class_names) if i not in mapped]
     content = {
         "scored": total,
+        "folds": folds,
+        "turns": classifier.turns,
         "unknown_to_the_network": left_out,
         "absent_from_the_data_set": absent,
         "donor_separated": dataset.donor_separated,
@@ -97,6 +102,16 @@ def score(classifier, dataset, out: Path, renamed: Mapping[str, str], options) -
     if absent:
         print(f"classes that this data set does not have: {', '.join(absent)}")
     return content
+
+
+def _chosen(dataset, names: str) -> list[str]:
+    """The folds that `--folds` names, all where it names none."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()] or list(dataset.folds)
+    if unknown := [name for name in chosen if name not in dataset.folds]:
+        raise UserError(
+            f"--folds names {', '.join(unknown)}; the data set has {', '.join(dataset.folds)}"
+        )
+    return list(dict.fromkeys(chosen))
 
 
 def read_cell(dataset, fold: str, index: int, classifier):

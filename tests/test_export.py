@@ -1,5 +1,6 @@
 """A trained run, exported and used elsewhere: the same numbers, or a refusal that says why."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,8 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from bcvit_jax import export, export_onnx, predict
+from bcvit_jax.augment import dihedral
 from bcvit_jax.errors import UserError
 from bcvit_jax.exported import SUMS, from_pretrained
 from bcvit_jax.predictions import load_predictions
@@ -60,6 +63,11 @@ def test_the_exported_network_scores_as_the_run_did(trained, folder, tiny_datase
     np.testing.assert_array_equal(again.predicted[rows], own.predicted)
     np.testing.assert_array_equal(again.kept[rows], own.kept)
     assert len(again.source) == 60
+    words = ["--model", folder, "--data", tiny_dataset, "--out", tmp_path / "held.csv"]
+    assert predict.main([*map(str, words), "--folds", "fold0"]) == 0
+    assert sorted(load_predictions(tmp_path / "held").source) == sorted(own.source)
+    content = json.loads((tmp_path / "held.json").read_text())
+    assert (content["folds"], content["scored"]) == (["fold0"], len(own.source))
 
 
 ELSEWHERE = """
@@ -126,6 +134,42 @@ def test_an_ensemble_gives_the_mean_probability(trained, tmp_path):
     np.testing.assert_array_equal(kept, each[0].kept)
     card = (tmp_path / "all/README.md").read_text()
     assert "The ensemble itself has no figure" in card
+
+
+def test_a_prediction_from_all_turns_is_their_mean_and_knows_no_upside(trained, folder, tmp_path):
+    """Of one network and of an ensemble; kept are the patches of the picture as it came."""
+    words = ["--workdir", trained, "--out", tmp_path / "both", "--fold", "all"]
+    assert export.main(list(map(str, words))) == 0
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for source in (folder, tmp_path / "both"):
+        plain = from_pretrained(source)
+        step = plain.predict_step()
+        ways = [np.stack([dihedral(image, t) for image in images]) for t in range(8)]
+        each = np.stack([jax.nn.softmax(step(plain.params, way)[0]) for way in ways])
+        assert np.abs(each - each[0]).max() > 1e-3
+        for turns, members in ((2, (0, 2)), (4, (0, 1, 2, 3)), (8, range(8))):
+            turned = dataclasses.replace(plain, turns=turns)
+            logits, kept = turned.predict_step()(plain.params, images)
+            mean = each[list(members)].mean(0)
+            np.testing.assert_allclose(jax.nn.softmax(logits), mean, rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(kept, step(plain.params, images)[1])
+        other, _ = turned.predict_step()(plain.params, ways[5])
+        np.testing.assert_allclose(other, logits, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="turns is 3; it must be one of 1, 2, 4, 8"):
+        dataclasses.replace(plain, turns=3)
+
+
+def test_the_command_averages_over_turns_and_says_so(folder, pictures, tmp_path):
+    words = ["--model", folder, pictures, "--out", tmp_path / "r.csv", "--turns", "4"]
+    assert predict.main(list(map(str, words))) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["turns"] == 4
+    classifier = dataclasses.replace(from_pretrained(folder), turns=4)
+    row = rows_of(tmp_path / "r.csv")[0]
+    with Image.open(row["path"]) as picture:
+        inputs = classifier.preprocessing(picture)[None]
+    logits, _ = classifier.predict_step()(classifier.params, inputs)
+    found = [float(row[f"p_{name}"]) for name in classifier.class_names]
+    np.testing.assert_allclose(found, jax.nn.softmax(logits)[0], rtol=0, atol=1e-5)
 
 
 def test_the_model_card_tells_what_the_report_told(trained, folder):
@@ -302,6 +346,7 @@ def test_another_laboratorys_names_are_mapped_and_unknown_classes_left_out(
         ([], "name images to predict, or a data set to score"),
         (["{pictures}", "--data", "x"], "name images to predict, or a data set to score"),
         (["{pictures}/notes.txt", "--threshold", "1.5"], "--threshold is 1.5; it must lie in"),
+        (["{pictures}", "--turns", "3"], "--turns is 3; it must be 1, 2, 4 or 8"),
         (["{pictures}", "--out", "results.txt"], "--out is results.txt; it must end in .csv"),
         (["{pictures}", "--model", "{pictures}"], "is no exported network"),
         (["{pictures}", "--map", "x"], "--map is 'x'; it must be THEIRS=OURS"),
@@ -309,13 +354,17 @@ def test_another_laboratorys_names_are_mapped_and_unknown_classes_left_out(
         (["{tmp}/list.csv"], "list.csv has no column `path`"),
         (["{pictures}", "--out", "{tmp}/there.csv"], "there.json is there already"),
         (["--data", "{pictures}"], "data_prep.build folder"),
+        (["--data", "{data}", "--folds", "fold0,fold7"], "--folds names fold7; the data set has f"),
+        (["{pictures}", "--folds", "fold0"], "--folds is fold0; it must name folds of --data"),
     ],
 )
-def test_a_wrong_prediction_is_one_sentence(folder, pictures, words, sentence, tmp_path, capsys):
+def test_a_wrong_prediction_is_one_sentence(
+    folder, pictures, tiny_dataset, words, sentence, tmp_path, capsys
+):
     (tmp_path / "list.csv").write_text("file\nx.png\n")
     (tmp_path / "there.json").write_text("{}")
     before = sorted(tmp_path.iterdir())
-    words = [word.format(pictures=pictures, tmp=tmp_path) for word in words]
+    words = [word.format(pictures=pictures, tmp=tmp_path, data=tiny_dataset) for word in words]
     start = ["--model", str(folder), "--out", str(tmp_path / "r.csv")]
     assert predict.main([*start, *words]) == 2
     err = capsys.readouterr().err
