@@ -14,9 +14,9 @@ takes group norm for batch norm, `,short` and `,plain` are those of configs/pbc1
 epochs and batch are that file's too; with `,minutes` the whole epochs (one at least) that a CPU
 core does in BCViT's time. The loss is cross-entropy alone, with warm-up and cosine. Optimizers were
 chosen on fold 1, trained on folds 2-4, `,short,minutes`, seed 0: ResNet-18 0.639 with AdamW at 2e-3
-and 0.592 with SGD at 0.05 (Muon, BCViT's own, takes nearly half of its images a second); EfficientNet
-0.553 with Muon at 4e-3 and 0.531 with AdamW at 2e-3. The deeper ResNets have ResNet-18's, VGG, which
-has no norm, SGD at 0.005: not searched. With pretrained weights:
+and 0.592 with SGD at 0.05 (Muon, BCViT's own, takes nearly half of its images a second);
+EfficientNet 0.553 with Muon at 4e-3 and 0.531 with AdamW at 2e-3. The deeper ResNets have
+ResNet-18's, VGG, which has no norm, SGD at 0.005: not searched. With pretrained weights:
 --config.weights.path=resnet50.safetensors.
 """
 
