@@ -1,6 +1,8 @@
 """Layers against XLA's own convolution, PyTorch, and equation 1."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +142,7 @@ def test_dense_is_pytorchs_with_its_kernel_transposed():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_arrays_at_rest_are_float32_whatever_the_arithmetic(dtype):
+def test_weights_are_float32_whatever_the_arithmetic_and_on_a_cpu_all_between_products(dtype):
     makers = (
         lambda: Dense(4, 6, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)),
         lambda: LayerNorm(4, dtype=jnp.dtype(dtype)),
@@ -150,7 +152,60 @@ def test_arrays_at_rest_are_float32_whatever_the_arithmetic(dtype):
         layer = nnx.eval_shape(make)
         assert {str(x.dtype) for x in jax.tree.leaves(nnx.state(layer))} == {"float32"}
         y = nnx.eval_shape(lambda layer, x: layer(x), layer, jnp.ones((1, 3, 3, 4)))
-        assert y.dtype == dtype
+        assert y.dtype == jnp.float32
+
+
+def test_on_a_gpu_arrays_between_products_have_the_type_of_the_products(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for layer in (
+        Dense(4, 6, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
+        LayerNorm(4, dtype="bfloat16"),
+    ):
+        x = jnp.ones((1, 3, 4), jnp.bfloat16)
+        assert jax.eval_shape(layer, x).dtype == jnp.bfloat16
+        of_x = jax.eval_shape(jax.grad(lambda x, layer=layer: layer(x).sum().astype(float)), x)
+        assert of_x.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("outputs", [6, 24])
+def test_a_dense_layer_in_bfloat16_rounds_its_factors_and_nothing_else(outputs):
+    """Forwards and backwards: sums of products of numbers of 8 bits are made in float32."""
+    rng = np.random.default_rng(0)
+    shapes = ((3, 5, 12), (12, outputs), (outputs,), (3, 5, outputs))
+    *arrays, upstream = (jnp.asarray(rng.normal(0, 1, shape), jnp.float32) for shape in shapes)
+    half = jax.jit(functools.partial(dense, dtype=jnp.bfloat16))
+    ours, backward = jax.vjp(half, *arrays)
+
+    def rounded(x):
+        return np.asarray(x.astype(jnp.bfloat16), np.float64)
+
+    x, kernel, g = (rounded(array) for array in (*arrays[:2], upstream))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-6)
+    close(ours, x @ kernel + np.asarray(arrays[2]))
+    by_x, by_kernel, by_bias = backward(upstream)
+    close(by_x, g @ kernel.T)
+    close(by_kernel, np.einsum("bni,bno->io", x, g))
+    close(by_bias, np.asarray(upstream).sum((0, 1)))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists() or "avx512_bf16" not in Path("/proc/cpuinfo").read_text(),
+    reason="the processor has no instructions for bfloat16",
+)
+@pytest.mark.parametrize("outputs", [48, 192])
+def test_a_dense_layers_three_products_run_in_bfloat16(outputs):
+    """XLA makes them in float32, at half the rate, wherever a factor does not lie as it likes."""
+    arguments = jnp.ones((8, 50, 96)), jnp.ones((96, outputs)), jnp.ones(outputs)
+
+    def loss(x, kernel, bias):
+        return jnp.sin(dense(jnp.cos(x), kernel, bias, jnp.bfloat16)).sum()
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arguments).compile().as_text()
+    products = [part for part in program.split("\n\n") if " dot(" in part]
+    assert len(products) == 3
+    for part in products:
+        factors = re.findall(r"= (\w+)\[[\d,]+\]\{[\d,]+\} parameter", part)
+        assert factors.count("bf16") == 2, part
 
 
 @pytest.mark.parametrize("outputs", [6, 24])

@@ -1,5 +1,6 @@
-"""Layers that every network here is made of; arrays rest in float32 and compute in `dtype`."""
+"""Layers that every network here is made of; weights rest in float32, products are of `dtype`."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,36 +11,60 @@ from jax import lax
 _truncated_normal = jax.nn.initializers.truncated_normal(0.02)
 
 
-@jax.custom_vjp
-def dense(x, kernel, bias):
-    """x·kernel + bias: x [..., in], kernel [in, out] -> [..., out].
+def resting(dtype):
+    """The type of arrays between products that are made in `dtype`: float32 on a CPU.
 
-    Only its backward pass is written by hand, in the form that XLA's CPU compiler computes fastest:
-    element-wise work kept out of the copy that turns a factor of the kernel's gradient, and of the
-    two factors the smaller one turned. The sums are those of the chain rule.
+    There XLA makes bfloat16 products at up to twice the rate of float32, on processors that have
+    instructions for them, but only those whose sums stay float32.
     """
-    return _dense_forward(x, kernel, bias)[0]
+    return jnp.dtype(dtype) if jax.default_backend() == "gpu" else jnp.dtype(jnp.float32)
 
 
-def _dense_forward(x, kernel, bias):
-    return x @ kernel + jnp.expand_dims(bias, range(x.ndim - 1)), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def dense(x, kernel, bias, dtype=jnp.float32):
+    """x·kernel + bias, the product made in `dtype`: x [..., in], kernel [in, out] -> [..., out].
+
+    Arrays come and go in `resting(dtype)`, kernel and bias are float32. Only the backward pass is
+    written by hand, in the form that XLA's CPU compiler computes fastest: element-wise work kept
+    out of the copy that turns a factor of the kernel's gradient, and of the two factors the smaller
+    one turned. The sums are those of the chain rule.
+    """
+    return _dense_forward(x, kernel, bias, dtype)[0]
 
 
-def _dense_backward(kept, gradient):
+def _dense_forward(x, kernel, bias, dtype):
+    x = x.astype(dtype)
+    out = _product(x, kernel.astype(dtype))
+    return out + jnp.expand_dims(bias.astype(out.dtype), range(x.ndim - 1)), (x, kernel)
+
+
+def _dense_backward(dtype, kept, gradient):
     x, kernel = kept
-    gradient = lax.optimization_barrier(gradient)
+    upstream = lax.optimization_barrier(gradient.astype(dtype))
     inputs, outputs = kernel.shape
-    rows, upstream = x.reshape(-1, inputs), gradient.reshape(-1, outputs)
+    by_x = _product(upstream, kernel.astype(dtype).T)
+    x, upstream = x.reshape(-1, inputs), upstream.reshape(-1, outputs)
     if jax.default_backend() == "gpu":
-        by_kernel = rows.T @ upstream
+        by_kernel = _product(x.T, upstream)
     elif inputs <= outputs:
-        by_kernel = lax.optimization_barrier(rows.T) @ upstream
+        by_kernel = _product(_turned(x), upstream)
     else:
-        by_kernel = lax.optimization_barrier(lax.optimization_barrier(upstream.T) @ rows).T
-    return gradient @ kernel.T, by_kernel, upstream.sum(0)
+        by_kernel = lax.optimization_barrier(_product(_turned(upstream), x)).T
+    by_bias = gradient.astype(jnp.float32).reshape(-1, outputs).sum(0)
+    return by_x, by_kernel.astype(jnp.float32), by_bias
 
 
 dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _product(x, y):
+    return jnp.matmul(x, y, preferred_element_type=resting(x.dtype))
+
+
+def _turned(x):
+    """The transpose of [m, n] as an array of its own, row by row: by way of one axis, since XLA's
+    CPU compiler makes bfloat16 products of a mere transpose in float32."""
+    return lax.optimization_barrier(x.T.reshape(-1)).reshape(x.shape[::-1])
 
 
 def chain(*functions: Callable) -> Callable:
@@ -66,8 +91,7 @@ class Dense(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x):
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return dense(x.astype(self.dtype), kernel, bias)
+        return dense(x.astype(resting(self.dtype)), self.kernel[...], self.bias[...], self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -84,7 +108,7 @@ class LayerNorm(nnx.Module):
         centred = x - x.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         y = centred * lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
-        return y.astype(self.dtype)
+        return y.astype(resting(self.dtype))
 
 
 class Convolution(nnx.Module):
@@ -112,12 +136,13 @@ class Convolution(nnx.Module):
 
     def __call__(self, x):
         """x [b, height, width, in] -> [b, rows, columns, out]."""
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        x = x.astype(resting(self.dtype))
         if self.padding:
             edge = (self.padding, self.padding)
             x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
-        patches = extract_patches(x.astype(self.dtype), self.size, self.stride)
-        return dense(patches, patch_rows(kernel, self.stride), bias)
+        patches = extract_patches(x, self.size, self.stride)
+        kernel = patch_rows(self.kernel[...], self.stride)
+        return dense(patches, kernel, self.bias[...], self.dtype)
 
 
 def grid_shape(height: int, width: int, size: int, stride: int) -> tuple[int, int]:

@@ -57,6 +57,11 @@ def rows(quick: bool) -> list[Row]:
             found.append(Row(f"train/{peer}/{tail}", "train", job, shape, pairs, 2, memory))
         found.append(Row(f"forward/P1/{tail}", "forward", "forward", shape, pairs, 3))
         found.append(Row(f"forward/P3/{tail}", "forward_plain", "forward_plain", shape, pairs, 3))
+    for size, batch, pairs in (("vit_s", 8, 5), ("vit_s", 16, 5), ("vit_b", 8, 3)):
+        half, tail = Shape(size, batch, dtype="bfloat16"), f"bf16/P1/{size}/b{batch}"
+        memory = f"memory/{tail}"
+        found.append(Row(f"train/{tail}", "train", "train", half, pairs, 2, memory))
+        found.append(Row(f"forward/{tail}", "forward", "forward", half, pairs, 3))
     for name in BASELINES:
         tail = f"cnn/{name}/b8"
         found.append(
@@ -131,7 +136,7 @@ def measure(row: Row, folder: Path) -> list[dict[str, Any]]:
         if row.job in ("train", "forward", "forward_plain"):
             products = max(ours.ask("rate"), peer.ask("rate"), limit.numpy_rate())
             results[0]["limit_gflops"] = round(products / 1e9, 1)
-            if row.job == "train":
+            if row.job == "train" and row.shape.dtype == "float32":
                 work = limit.products_of_a_step(row.shape) / row.shape.batch
                 results[0]["share_of_limit"] = round(results[0]["ours"] * work / products, 3)
         if row.memory:

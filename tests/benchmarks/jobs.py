@@ -25,6 +25,8 @@ class Shape:
     """Side in pixels of the centre that input jobs cut out, 0.6 of a pbc image."""
     cached: int = 136
     """Side to which they scale it before the random crop."""
+    dtype: str = "float32"
+    """Of the products; in bfloat16 the peer trains under torch.autocast."""
 
 
 def random_batch(shape: Shape) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ def program(shape: Shape, **model: Any) -> Program:
     width, heads, depth = SIZES[shape.size]
     model = {
         "name": "bcvit_base_patch16_s12_224",
+        "dtype": shape.dtype,
         "image_size": shape.side,
         "stride": shape.stride,
         "width": width,

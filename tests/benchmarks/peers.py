@@ -115,11 +115,12 @@ def train(
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
 
     def step():
-        output = network(prepared(pixels))
+        with _products_in(shape.dtype):
+            output = network(prepared(pixels))
         logits, feature = output if weight else (output, None)
-        loss = F.cross_entropy(logits, label)
+        loss = F.cross_entropy(logits.float(), label)
         if weight:
-            loss = loss + weight * contrastive(feature, label)
+            loss = loss + weight * contrastive(feature.float(), label)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -162,9 +163,15 @@ def _inference(network: nn.Module, shape: Shape) -> Callable[[], object]:
 
     @torch.inference_mode()
     def step():
-        return network(prepared(pixels))
+        with _products_in(shape.dtype):
+            return network(prepared(pixels))
 
     return step
+
+
+def _products_in(dtype: str):
+    """Nothing for float32, PyTorch's own mixed precision for bfloat16."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def prepared(pixels):
