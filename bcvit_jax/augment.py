@@ -51,7 +51,7 @@ def centre_square(
     whole picture is resized to the square, as the paper does, so a picture that is not square
     changes its aspect. With a `margin` the square is side + 2 · margin: the same middle, bit for
     bit, and as many pixels of its surroundings, mirrored where the picture ends. `normalise`
-    changes the picture's colours first.
+    changes the colours by what the whole picture holds.
     """
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -61,18 +61,17 @@ def centre_square(
         edge = max(1.0, fraction * min(width, height))
         left, top = (width - edge) / 2, (height - edge) / 2
         box = (left, top, left + edge, top + edge)
-    if normalise != AS_IT_IS:
-        image = image.point(normalise.table(image, box))
+    colours = normalise.colours(image, box)
     middle = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
     if not margin:
-        return middle
+        return colours(middle)
     left, top, right, bottom = box
     across, down = margin / side * (right - left), margin / side * (bottom - top)
     wide_box = (left - across, top - down, right + across, bottom + down)
     whole = side + 2 * margin
     square = window(np.asarray(image), wide_box, (whole, whole)).copy()
     square[margin:-margin, margin:-margin] = middle  # resized by itself it rounds alike
-    return square
+    return colours(square)
 
 
 def resize(square: np.ndarray, size: int) -> np.ndarray:

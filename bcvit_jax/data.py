@@ -57,7 +57,7 @@ class DataConfig:
     balance_target: int = 0  # images a class; 0 = median class count of the training folds
     centre_crop: float = 1.0  # side of the centred square kept, as a share of the shorter side
     white_background: bool = False  # scale each channel so that the background is 240
-    even_stain: bool = False  # and the optical density so that nuclei are equally dark
+    normalise_stain: bool = False  # and the dyes, so that nuclei and red cells look alike
     flips_turns: bool = False  # one of the eight flips and quarter turns, drawn anew each time
     crop_area: tuple[float, float] = (1.0, 1.0)  # random resized crop: range of the area kept
     crop_ratio: tuple[float, float] = (1.0, 1.0)  # and of its width / height
@@ -81,8 +81,8 @@ class DataConfig:
             "crop_area": (_ordered(self.crop_area, 1.0), "be two numbers 0 < low ≤ high ≤ 1"),
             "crop_ratio": (_ordered(self.crop_ratio), "be two numbers 0 < low ≤ high"),
             "hue": (0.0 <= self.hue <= 0.5, "lie in [0, 0.5] (turns)"),
-            "even_stain": (
-                self.white_background or not self.even_stain,
+            "normalise_stain": (
+                self.white_background or not self.normalise_stain,
                 "be False unless config.data.white_background is True, which it builds on",
             ),
             "protocol": (self.protocol in ("leak_free", "paper"), "be leak_free or paper"),
@@ -101,7 +101,7 @@ class DataConfig:
     @property
     def normalisation(self) -> Normalisation:
         """What is taken out of every picture."""
-        return Normalisation(self.white_background, self.even_stain)
+        return Normalisation(self.white_background, self.normalise_stain)
 
     @property
     def balances_training(self) -> bool:
@@ -309,7 +309,7 @@ def train_batches(
     settings = dataclasses.asdict(config)
     del settings["augment"]
     # What is off is left out, so that streams go on which were saved before it existed.
-    for name in ("white_background", "even_stain"):
+    for name in ("white_background", "normalise_stain"):
         if not settings[name]:
             del settings[name]
     settings |= {f"augment.{name}": value for name, value in config.augment.changes.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from bcvit_jax import __version__
 from bcvit_jax.errors import RunError, UserError, fail
+from bcvit_jax.normalisation import NUCLEUS, RED_CELLS
 
 FORMATS = ("safetensors", "stablehlo")
 
@@ -123,7 +124,7 @@ def _preprocessor(preprocessing) -> bytes:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "do_white_background": preprocessing.white_background,
-        "do_even_stain": preprocessing.even_stain,
+        "do_normalise_stain": preprocessing.normalise_stain,
     }
     return (json.dumps(values, indent=1) + "\n").encode()
 
@@ -220,11 +221,16 @@ def _light(card: Mapping[str, Any]) -> str:
         told = """.
   First each channel becomes 240 t, where t is its value over the background's, the channel's 95th
   percentile in the whole picture (80 at least)"""
-    if preprocessing.get("even_stain"):
-        told += """; t below 1 becomes t^g, g = 4.3 / D within ½ and 2.
-  Of the centred square's pixels take the fiftieth with the smallest sum of t over the channels:
-  D is the sum over the channels of −ln of their mean t (0.03 at least)"""
+    if preprocessing.get("normalise_stain"):
+        told += f""".
+  Then the optical densities −log₁₀ t of a pixel are multiplied by a matrix [3, 3], the same in the
+  whole picture, that brings the colours of its nucleus and its red cells to {_densities(NUCLEUS)}
+  and {_densities(RED_CELLS)}; bcvit_jax.normalisation.stain_map says how they are found"""
     return told
+
+
+def _densities(colour) -> str:
+    return f"({', '.join(f'{density:g}' for density in colour)})"
 
 
 def _sizes(card: Mapping[str, Any]) -> str:

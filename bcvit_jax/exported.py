@@ -45,14 +45,14 @@ class Preprocessing:
     """Side of that square as a share of the picture's shorter side; 1 is the whole picture."""
     white_background: bool = False
     """Whether the light's colour is taken out first, see normalisation.py."""
-    even_stain: bool = False
-    """And the amount of dye."""
+    normalise_stain: bool = False
+    """And the dyes' colours."""
 
     def __call__(self, picture: np.ndarray | Image.Image) -> np.ndarray:
         """A picture, uint8 [h, w, 3] or Pillow's -> uint8 [s, s, 3]."""
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
-        normalise = Normalisation(self.white_background, self.even_stain)
+        normalise = Normalisation(self.white_background, self.normalise_stain)
         square = centre_square(picture, self.centre_crop, self.square_size, normalise=normalise)
         return resize(square, self.image_size)
 
@@ -60,7 +60,7 @@ class Preprocessing:
 def preprocessing_of(data: Any, image_size: int) -> Preprocessing:
     """What the evaluation of a run does: of its `config.data` and its network's image size."""
     side = data.cache_size or image_size
-    changes = data.white_background, data.even_stain
+    changes = data.white_background, data.normalise_stain
     return Preprocessing(image_size, side, data.centre_crop, *changes)
 
 
@@ -213,7 +213,13 @@ def from_pretrained(folder: str | Path) -> Classifier:
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in card["model"].items()}
         # The first exports were of BCViT alone, and did not say so.
         model = ARCHITECTURES[card.get("architecture", "BCViT")][0](**fields)
-        preprocessing = Preprocessing(**card["preprocessing"])
+        steps = dict(card["preprocessing"])
+        if steps.pop("even_stain", False):
+            raise UserError(
+                f"{folder} was trained on pictures with even_stain, which this version does not "
+                "make; predict with the version that exported it, or train again"
+            )
+        preprocessing = Preprocessing(**steps)
         class_names = tuple(map(str, card["class_names"]))
         files = [str(network["file"]) for network in card["networks"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,14 +1,21 @@
-"""Taking out of a picture what its laboratory put in: the light's colour, the amount of dye."""
+"""Taking out of a picture what its laboratory put in: the light's colour, the dyes' colours."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-from bcvit_jax.shifts import background
+from bcvit_jax.shifts import background, change_colours, log_intensity, optical_density
 
 _WHITE, _DARKEST = 240.0, 80.0
-_NUCLEUS, _NUCLEUS_SHARE, _OPAQUE = 4.3, 0.02, 0.03
+_RED, _BLUE = 0, 2
+# Optical densities (R, G, B) that nuclei and red cells get: the medians of pbc10's pictures.
+NUCLEUS = np.array([0.494, 0.830, 0.173])
+RED_CELLS = np.array([0.092, 0.140, 0.086])
+_OPAQUE = 1.5  # density that counts at most: 3 % of the light
+_LEAST, _MOST = 0.4, 3.0
+_ALIKE = 0.985  # cosine beyond which two colours do not span a plane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,40 +24,102 @@ class Normalisation:
 
     white_background: bool = False
     """The light's colour: each channel is scaled so that the background becomes 240."""
-    even_stain: bool = False
-    """Besides, the amount of dye: a power of the transmitted light makes nuclei equally dark."""
+    normalise_stain: bool = False
+    """And the dyes': nuclei and red cells get the colours that they have in pbc10."""
 
     def __str__(self) -> str:
-        return "even stain" if self.even_stain else "white" if self.white_background else ""
+        return "stain" if self.normalise_stain else "white" if self.white_background else ""
 
-    def table(self, image: Image.Image, middle: tuple[float, float, float, float]) -> list[int]:
-        """Pillow's table [768] for an RGB picture whose cell lies in the box `middle`, in pixels.
+    def colours(
+        self, image: Image.Image, middle: tuple[float, float, float, float]
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """The change of colours, uint8 [..., 3] -> the same shape, of an RGB picture whose cell
+        lies in the box `middle`, in pixels: pixel by pixel, so that it may follow a resize.
 
         The background is `shifts.background`; what is brighter than it may be clipped. A picture
-        without any, all darker than 80, is scaled by no more than that. By Beer and Lambert, dye
-        times g is transmitted light to the power g. g brings the natural logarithms of the light
-        that the darkest fiftieth of `middle` transmits, summed over the channels, to −4.3, the
-        median of pbc10's cells; it lies in [½, 2], and black counts as 3 %.
+        without any, all darker than 80, is scaled by no more than that.
         """
+        if not self.white_background:
+            return lambda pixels: pixels
         pixels = np.asarray(image)
         bright = np.maximum(background(pixels), _DARKEST)
-        light = np.arange(256) / bright[:, None]
-        if self.even_stain:
-            light = np.where(light < 1, light ** _dye_factor(pixels, bright, middle), light)
-        return np.minimum(_WHITE * light + 0.5, 255).astype(np.uint8).ravel().tolist()
+        if not self.normalise_stain:
+            light = _WHITE * np.arange(256) / bright[:, None]
+            table = np.minimum(light + 0.5, 255).astype(np.uint8)
+            return lambda pixels: table[np.arange(3), pixels]
+        matrix = stain_map(pixels, bright, middle)
+        offset = log_intensity(np.full(3, _WHITE)) - matrix @ log_intensity(bright)
+        return lambda pixels: change_colours(pixels, matrix, offset)
 
 
 AS_IT_IS = Normalisation()
 
 
-def _dye_factor(
+def stain_map(
     pixels: np.ndarray, bright: np.ndarray, middle: tuple[float, float, float, float]
-) -> float:
-    """By how much dye of the picture [h, w, 3] must grow; see `Normalisation.table`."""
-    left, top, right, bottom = (round(edge) for edge in middle)
-    step = max(1, (right - left) // 50)
-    light = pixels[top:bottom:step, left:right:step].reshape(-1, 3) / bright
-    count = max(1, round(_NUCLEUS_SHARE * len(light)))
-    darkest = light[np.argpartition(light.sum(axis=1), count - 1)[:count]].mean(axis=0)
-    density = -np.log(np.clip(darkest, _OPAQUE, 1)).sum()
-    return float(np.clip(_NUCLEUS / max(density, 1e-6), 0.5, 2.0))
+) -> np.ndarray:
+    """float [3, 3]: optical density of a picture [h, w, 3] -> that of a picture of pbc10.
+
+    Two colours are read off the picture: that of the nucleus, the median of what absorbs red at
+    least half as much as the hundredth of `middle` that absorbs most; and that of the red cells,
+    the median of what lies around the middle and absorbs red less than half as much as the nucleus,
+    blue more in proportion. The map brings both to `NUCLEUS` and `RED_CELLS`, and what is at right
+    angles to both by the mean of their factors, each in [0.4, 3]. Where no red cells are seen, it
+    turns the nucleus's colour to `NUCLEUS` and scales.
+    """
+    nucleus, red_cells = stain_colours(pixels, bright, middle)
+    own, size = _unit(nucleus)
+    wanted, wanted_size = _unit(NUCLEUS)
+    factor = _bounded(wanted_size / size)
+    if red_cells is None or own @ (_unit(red_cells)[0]) > _ALIKE:
+        return factor * _rotation(own, wanted)
+    second, second_size = _unit(red_cells)
+    wanted_second, wanted_second_size = _unit(RED_CELLS)
+    second_factor = _bounded(wanted_second_size / second_size)
+    third, wanted_third = (
+        _unit(np.cross(a, b))[0] for a, b in ((own, second), (wanted, wanted_second))
+    )
+    mean = np.sqrt(factor * second_factor)
+    source = np.stack([own, second, third], axis=1)
+    target = np.stack([factor * wanted, second_factor * wanted_second, mean * wanted_third], axis=1)
+    return target @ np.linalg.inv(source)
+
+
+def stain_colours(
+    pixels: np.ndarray, bright: np.ndarray, middle: tuple[float, float, float, float]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Optical densities [3] of the nucleus and of the red cells, None where there are too few."""
+    left, top, right, bottom = middle
+    step = max(1, round((right - left) / 60))
+    density = np.minimum(optical_density(pixels[::step, ::step], bright), _OPAQUE)
+    height, width = density.shape[:2]
+    y = (np.arange(height)[:, None] * step - (top + bottom) / 2) / ((bottom - top) / 2)
+    x = (np.arange(width) * step - (left + right) / 2) / ((right - left) / 2)
+    inside = density[(np.abs(y) <= 1) & (np.abs(x) <= 1)]
+    absorbed = inside[:, _RED]
+    dark = absorbed >= 0.5 * min(np.quantile(absorbed, 0.99), _OPAQUE / 2)
+    nucleus = np.median(inside[dark], axis=0).astype(float)
+    around = density[np.hypot(y, x) > 1]
+    total = around.sum(axis=1)
+    bluer = around[:, _BLUE] - (nucleus[_BLUE] / max(nucleus.sum(), 1e-3) + 0.06) * total
+    red = (total > 0.1 * nucleus.sum()) & (around[:, _RED] < 0.5 * nucleus[_RED]) & (bluer > 0)
+    if red.sum() <= 0.02 * len(red):
+        return nucleus, None
+    return nucleus, np.median(around[red], axis=0).astype(float)
+
+
+def _unit(colour: np.ndarray) -> tuple[np.ndarray, float]:
+    """The direction of a colour and its length; no colour at all counts as grey."""
+    size = float(np.linalg.norm(colour))
+    return (colour / size, size) if size > 1e-3 else (np.full(3, 3**-0.5), 1e-3)
+
+
+def _bounded(factor: float) -> float:
+    return float(np.clip(factor, _LEAST, _MOST))
+
+
+def _rotation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float [3, 3] that turns the direction a to b and leaves what is at right angles to both."""
+    x, y, z = np.cross(a, b)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + cross + cross @ cross / (1 + a @ b)

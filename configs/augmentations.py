@@ -20,8 +20,8 @@ _FOCUS = {"blur": 0.0, "sharpen": 0.0, "noise": 0.0, "jpeg": 0}
 _ZOOM = {"zoom": (1.0, 1.0), "shift": 0.0}
 _CHANGES = {
     "recipe": {},
-    "light_left": {"white_background": False, "even_stain": False},  # dye is told by its light
-    "stain_left": {"even_stain": False},
+    "light_left": {"white_background": False, "normalise_stain": False},  # dye is told by its light
+    "stain_left": {"normalise_stain": False},
     "no_dyes": {f"augment.{name}": off for name, off in _DYES.items()},
     "no_light": {f"augment.{name}": off for name, off in _LIGHT.items()},
     "no_focus": {f"augment.{name}": off for name, off in _FOCUS.items()},

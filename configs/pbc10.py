@@ -54,7 +54,7 @@ def get_config(variant: str = ""):
     else:
         # Every cell of pbc10 lies on the same yellowish ground and is dyed alike; others' are not.
         config.data.white_background = True
-        config.data.even_stain = True
+        config.data.normalise_stain = True
         # Zoom and stain take the place of most of the crop and of the colour jitter.
         config.data.crop_area = (0.9, 1.0)
         config.data.augment.share = 0.5  # with all pictures changed, three epochs learn little

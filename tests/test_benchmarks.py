@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import __main__ as program
-from tests.benchmarks import limit, ours, peers
+from tests.benchmarks import elsewhere, limit, ours, peers
 from tests.benchmarks.jobs import Shape, random_batch
 from tests.networks import named
 
@@ -98,3 +98,25 @@ def test_a_row_is_measured_in_two_processes(tmp_path):
     assert json.loads(json.dumps(found)) == found
     assert found["low"] <= found["ratio"] <= found["high"]
     assert found["limit_gflops"] > 1
+
+
+def test_on_bccd_either_neutrophil_is_right_and_rare_classes_do_not_count_in_the_mean():
+    labels = ["NGS"] * 40 + ["EOS"] * 20 + ["BAS"]
+    found = ["NGB"] * 10 + ["NGS"] * 20 + ["EOS"] * 10 + ["EOS"] * 15 + ["NGB"] * 5 + ["EOS"]
+    result = elsewhere.score(labels, found, [f"{i}.jpg" for i in range(61)])
+    recall = {name: entry["recall"] for name, entry in result["classes"].items()}
+    assert recall == {"NGS": 0.75, "EOS": 0.75, "BAS": 0.0}
+    assert result["balanced_accuracy"] == 0.75
+    assert result["classes"]["NGS"]["called"] == {"EOS": 10, "NGB": 10, "NGS": 20}
+    assert "EOS 15, NGB 5" in elsewhere.table(result)
+
+
+def test_bccds_cells_are_where_the_labels_say(shared_data):
+    """The middle of a picture is darker, by its nucleus, than its ground."""
+    pictures, labels, files = elsewhere.cells(shared_data / "bccd")
+    assert len(pictures) == 228 and labels.count("NGS") >= 150
+    assert {picture.shape for picture in pictures} == {(485, 485, 3)}
+    middle = np.array([p[192:292, 192:292, 0].mean() for p in pictures])
+    ground = np.array([np.quantile(p[..., 0], 0.9) for p in pictures])
+    assert (middle < 0.95 * ground).all()
+    assert len(set(files)) > 200

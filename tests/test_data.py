@@ -302,7 +302,7 @@ def test_evaluation_sees_the_same_pixels_with_and_without_a_cache(cells, tmp_pat
 @pytest.mark.parametrize(("white", "even"), [(False, False), (True, False), (True, True)])
 def test_prediction_sees_what_evaluation_saw(cells, white, even):
     config = DataConfig(
-        path="tiny", centre_crop=0.8, cache_size=40, white_background=white, even_stain=even
+        path="tiny", centre_crop=0.8, cache_size=40, white_background=white, normalise_stain=even
     )
     preprocess = preprocessing_of(config, SIZE)
     for batch in evaluation_batches(cells, 2, config, SIZE, 8):

@@ -22,7 +22,7 @@ from tests.tiny_run import train
 
 CHANGES = {"folds": "(0, 1)", "epochs": 4, "batch_size": 8, "data.centre_crop": 0.9}
 CHANGES["data.white_background"] = True
-CHANGES["data.even_stain"] = True
+CHANGES["data.normalise_stain"] = True
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,10 @@ def test_folders_that_do_not_agree_with_themselves_are_refused(folder, tmp_path)
         "width": (card | {"model": card["model"] | {"width": 48}}, "the network's 1×1×48"),
         "field": (card | {"model": card["model"] | {"depth": 0}}, "can't be understood"),
         "lacking": ({"format": 1}, "can't be understood"),
+        "older": (
+            card | {"preprocessing": card["preprocessing"] | {"even_stain": True}},
+            "with even_stain, which this version does not make",
+        ),
     }
     for name, (content, sentence) in cases.items():
         content = json.dumps(content).encode()
