@@ -14,6 +14,7 @@ from PIL import Image
 
 from bcvit_jax import shifts
 from bcvit_jax.errors import UserError
+from bcvit_jax.normalisation import NUCLEUS
 
 _OFTEN = 0.5  # share of the pictures that are blurred or sharpened, noisy, compressed
 
@@ -32,6 +33,7 @@ _STRENGTHS = (
     ("channel_mix", 0.5),
     ("background", 2.0),
     ("white_balance", 2.0),
+    ("stray_light", 4.0),
     ("grey", 1.0),
     ("blur", 0.1),
     ("sharpen", 10.0),
@@ -64,6 +66,9 @@ class AugmentConfig:
     white_balance: float = 0.0
     """Colour and light of the whole picture, stops a channel."""
     gamma: tuple[float, float] = (1.0, 1.0)
+    stray_light: float = 0.0
+    """Highest share of the light that reaches the camera past the cell, by lenses or a shallow
+    sensor, from -1/8 of it on; nuclei stay as dark, so it is what is pale that gains."""
     grey: float = 0.0
     """Share of the pictures without colour."""
     blur: float = 0.0
@@ -99,6 +104,7 @@ class AugmentConfig:
         """Whether `change_look` has anything to do."""
         ranges = (self.stain_strength, self.stain_ratio, self.gamma)
         strengths = (self.stain_hue, self.channel_mix, self.background, self.white_balance)
+        strengths += (self.stray_light,)
         return any(strengths) or any(r != (1.0, 1.0) for r in ranges)
 
     @property
@@ -148,7 +154,11 @@ def view(
 def change_look(
     image: Image.Image, bright: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> Image.Image:
-    """Stain, background, white balance and gamma, in one pass; `bright` is the background [3]."""
+    """Stray light; stain, background, white balance and gamma in one pass; `bright` [3] is the
+    background."""
+    if config.stray_light:
+        share = rng.uniform(-config.stray_light / 8, config.stray_light)
+        image = image.point(shifts.stray_light_table(bright, share, NUCLEUS).ravel().tolist())
     hue = rng.uniform(-config.stain_hue, config.stain_hue) if config.stain_hue else 0.0
     strength, ratio = _factor(rng, config.stain_strength), _factor(rng, config.stain_ratio)
     matrix = shifts.stain_matrix(strength * math.sqrt(ratio), strength / math.sqrt(ratio), hue)

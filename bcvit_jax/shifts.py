@@ -120,6 +120,23 @@ def gamma(image: np.ndarray, exponent: float) -> np.ndarray:
     return change_colours(image, exponent * np.eye(3), np.zeros(3))
 
 
+def stray_light_table(bright: np.ndarray, share: float, nucleus: np.ndarray) -> np.ndarray:
+    """uint8 [3, 256]: a channel's values with `share` of the background's light added everywhere,
+    and then as much more dye as brings the optical densities `nucleus` [3] back.
+
+    With t the transmitted light, t' = ((t + s) / (1 + s))^g. Added light hides differences of what
+    is dark, so next to nuclei what is pale looks darker. Below 0 light is taken away.
+    """
+
+    def veiled(light):
+        return np.maximum((light + share) / (1 + share), 1 / 256)
+
+    back = -nucleus * math.log(10) / np.log(veiled(10**-nucleus))
+    bright = bright[:, None] + 1
+    light = veiled((np.arange(256) + 1) / bright) ** back[:, None]
+    return np.clip(light * bright - 0.5, 0, 255).astype(np.uint8)
+
+
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian; sigma in pixels."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))

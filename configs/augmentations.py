@@ -16,6 +16,7 @@ from configs import pbc10
 _DYES = {"stain_hue": 0.0, "stain_ratio": (1.0, 1.0), "channel_mix": 0.0}
 _DYES |= {"stain_strength": (1.0, 1.0)}
 _LIGHT = {"background": 0.0, "white_balance": 0.0, "gamma": (1.0, 1.0), "grey": 0.0}
+_LIGHT |= {"stray_light": 0.0}
 _FOCUS = {"blur": 0.0, "sharpen": 0.0, "noise": 0.0, "jpeg": 0}
 _ZOOM = {"zoom": (1.0, 1.0), "shift": 0.0}
 _CHANGES = {

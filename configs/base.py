@@ -99,7 +99,7 @@ def get_config(variant: str = "") -> Any:
     # What other laboratories do otherwise; bcvit_jax.appearance.AugmentConfig tells them. All off.
     config.data.augment = ConfigDict()
     config.data.augment.share = 1.0
-    for name in ("stain_hue", "channel_mix", "background", "white_balance", "grey"):
+    for name in ("stain_hue", "channel_mix", "background", "white_balance", "stray_light", "grey"):
         config.data.augment[name] = 0.0
     for name in ("blur", "sharpen", "noise", "shift"):
         config.data.augment[name] = 0.0

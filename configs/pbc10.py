@@ -29,6 +29,8 @@ def get_config(variant: str = ""):
     config.eval_batch_size = 64
 
     config.model.name = "bcvit_tiny_conv_patch16_s12_112"
+    config.model.stem = (32, 128)
+    config.model.dtype = "bfloat16"  # half as fast again on a CPU that has its instructions
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.05
@@ -53,20 +55,22 @@ def get_config(variant: str = ""):
         config.data.hue = 0.02
     else:
         # Every cell of pbc10 lies on the same yellowish ground and is dyed alike; others' are not.
+        # What is taken out of every picture never comes out whole: the changes stand for the rest.
         config.data.white_background = True
         config.data.normalise_stain = True
         # Zoom and stain take the place of most of the crop and of the colour jitter.
         config.data.crop_area = (0.9, 1.0)
-        config.data.augment.share = 0.5  # with all pictures changed, three epochs learn little
+        config.data.augment.share = 0.7  # with all pictures changed, three epochs learn little
         config.data.augment.stain_hue = 0.08
         config.data.augment.stain_strength = (0.8, 1.25)
-        config.data.augment.stain_ratio = (0.5, 2.0)
-        config.data.augment.channel_mix = 0.12
+        config.data.augment.stain_ratio = (0.4, 2.5)
+        config.data.augment.channel_mix = 0.25
         config.data.augment.background = 0.15
         config.data.augment.white_balance = 0.3
         config.data.augment.gamma = (0.8, 1.25)
-        config.data.augment.grey = 0.1
-        config.data.augment.blur = 0.02
+        config.data.augment.stray_light = 1.2
+        config.data.augment.grey = 0.2
+        config.data.augment.blur = 0.028
         config.data.augment.sharpen = 1.5
         config.data.augment.noise = 6.0
         config.data.augment.jpeg = 30

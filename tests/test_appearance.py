@@ -19,6 +19,7 @@ LIVELY = {
     "background": 0.5,
     "white_balance": 0.5,
     "gamma": (0.5, 2.0),
+    "stray_light": 0.8,
     "grey": 0.5,
     "blur": 0.05,
     "sharpen": 3.0,

@@ -198,3 +198,16 @@ def test_the_dyes_are_of_unit_length_and_absorb_as_they_look():
     for dye in (AZURE, EOSIN):
         assert math.isclose(float(np.linalg.norm(dye)), 1.0, abs_tol=1e-3)
     assert AZURE.argmax() == 0 and EOSIN.argmax() == 1  # blue absorbs red, pink absorbs green
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.3, 1.2])
+def test_stray_light_leaves_ground_and_nuclei_and_moves_what_is_between(share):
+    bright, nucleus = np.array([240.0, 230.0, 200.0]), np.array([0.49, 0.83, 0.17])
+    table = shifts.stray_light_table(bright, share, nucleus).astype(float)
+    levels = np.stack([(bright + 1) * 10 ** (-depth * nucleus) - 1 for depth in (0, 1, 0.3)])
+    ground, dark, pale = np.rint(levels).astype(int)
+    for colour in (ground, dark):
+        assert np.abs(table[range(3), colour] - colour).max() <= 1.5
+    moved = table[range(3), pale] - pale
+    assert (np.sign(moved[:2]) == -np.sign(share)).all() and np.abs(moved[:2]).min() >= 2
+    assert (np.diff(table, axis=1) >= 0).all()
