@@ -58,6 +58,7 @@ class DataConfig:
     centre_crop: float = 1.0  # side of the centred square kept, as a share of the shorter side
     white_background: bool = False  # scale each channel so that the background is 240
     normalise_stain: bool = False  # and the dyes, so that nuclei and red cells look alike
+    normalise_scale: bool = False  # and the magnification, where nuclei are none of pbc10's size
     flips_turns: bool = False  # one of the eight flips and quarter turns, drawn anew each time
     crop_area: tuple[float, float] = (1.0, 1.0)  # random resized crop: range of the area kept
     crop_ratio: tuple[float, float] = (1.0, 1.0)  # and of its width / height
@@ -101,7 +102,12 @@ class DataConfig:
     @property
     def normalisation(self) -> Normalisation:
         """What is taken out of every picture."""
-        return Normalisation(self.white_background, self.normalise_stain)
+        return Normalisation(self.white_background, self.normalise_stain, self.normalise_scale)
+
+    @property
+    def framing(self) -> Normalisation:
+        """Of that what chooses the part of a picture, its colours left, as people are shown it."""
+        return Normalisation(normalise_scale=self.normalise_scale)
 
     @property
     def balances_training(self) -> bool:
@@ -309,7 +315,7 @@ def train_batches(
     settings = dataclasses.asdict(config)
     del settings["augment"]
     # What is off is left out, so that streams go on which were saved before it existed.
-    for name in ("white_background", "normalise_stain"):
+    for name in ("white_background", "normalise_stain", "normalise_scale"):
         if not settings[name]:
             del settings[name]
     settings |= {f"augment.{name}": value for name, value in config.augment.changes.items()}

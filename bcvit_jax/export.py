@@ -125,6 +125,7 @@ def _preprocessor(preprocessing) -> bytes:
         "image_std": [0.5, 0.5, 0.5],
         "do_white_background": preprocessing.white_background,
         "do_normalise_stain": preprocessing.normalise_stain,
+        "do_normalise_scale": preprocessing.normalise_scale,
     }
     return (json.dumps(values, indent=1) + "\n").encode()
 

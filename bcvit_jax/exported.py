@@ -47,12 +47,14 @@ class Preprocessing:
     """Whether the light's colour is taken out first, see normalisation.py."""
     normalise_stain: bool = False
     """And the dyes' colours."""
+    normalise_scale: bool = False
+    """And the magnification, where it is far from usual."""
 
     def __call__(self, picture: np.ndarray | Image.Image) -> np.ndarray:
         """A picture, uint8 [h, w, 3] or Pillow's -> uint8 [s, s, 3]."""
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
-        normalise = Normalisation(self.white_background, self.normalise_stain)
+        normalise = Normalisation(self.white_background, self.normalise_stain, self.normalise_scale)
         square = centre_square(picture, self.centre_crop, self.square_size, normalise=normalise)
         return resize(square, self.image_size)
 
@@ -60,7 +62,7 @@ class Preprocessing:
 def preprocessing_of(data: Any, image_size: int) -> Preprocessing:
     """What the evaluation of a run does: of its `config.data` and its network's image size."""
     side = data.cache_size or image_size
-    changes = data.white_background, data.normalise_stain
+    changes = data.white_background, data.normalise_stain, data.normalise_scale
     return Preprocessing(image_size, side, data.centre_crop, *changes)
 
 

@@ -1,10 +1,11 @@
-"""Taking out of a picture what its laboratory put in: the light's colour, the dyes' colours."""
+"""Taking out of a picture what its laboratory put in: light, dyes' colours, magnification."""
 
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from bcvit_jax.shifts import background, change_colours, log_intensity, optical_density
 
@@ -13,6 +14,7 @@ _RED, _BLUE = 0, 2
 # Optical densities (R, G, B) that nuclei and red cells get: the medians of pbc10's pictures.
 NUCLEUS = np.array([0.494, 0.830, 0.173])
 RED_CELLS = np.array([0.092, 0.140, 0.086])
+NUCLEUS_SIZES = 0.12, 0.36  # root of its area as a share of the shorter side: pbc10's range
 _OPAQUE = 1.5  # density that counts at most: 3 % of the light
 _LEAST, _MOST = 0.4, 3.0
 _ALIKE = 0.985  # cosine beyond which two colours do not span a plane
@@ -26,9 +28,26 @@ class Normalisation:
     """The light's colour: each channel is scaled so that the background becomes 240."""
     normalise_stain: bool = False
     """And the dyes': nuclei and red cells get the colours that they have in pbc10."""
+    normalise_scale: bool = False
+    """And the magnification, where the nucleus is larger or smaller than nuclei of pbc10 are.
+    Within their range the size is left, since it tells a monocyte from a lymphocyte."""
 
     def __str__(self) -> str:
-        return "stain" if self.normalise_stain else "white" if self.white_background else ""
+        colours = "stain" if self.normalise_stain else "white" if self.white_background else ""
+        return " ".join(filter(None, (colours, "scale" if self.normalise_scale else "")))
+
+    def fraction(self, image: Image.Image, usual: float) -> float:
+        """The share of an RGB picture's shorter side that is looked at, from half of `usual` to 1.
+
+        It is `usual` times e^1.5, e being how many times larger than the largest of `NUCLEUS_SIZES`
+        the nucleus is (or than the smallest, where it is smaller). Reading: 1.5, since most nuclei
+        are smaller than the largest, so that the picture is magnified by more than e.
+        """
+        if not self.normalise_scale:
+            return usual
+        size = nucleus_size(np.asarray(image))
+        excess = size / np.clip(size, *NUCLEUS_SIZES)
+        return float(np.clip(usual * excess**1.5, usual / 2, 1.0))
 
     def colours(
         self, image: Image.Image, middle: tuple[float, float, float, float]
@@ -83,6 +102,26 @@ def stain_map(
     source = np.stack([own, second, third], axis=1)
     target = np.stack([factor * wanted, second_factor * wanted_second, mean * wanted_third], axis=1)
     return target @ np.linalg.inv(source)
+
+
+def nucleus_size(pixels: np.ndarray) -> float:
+    """The root of the nucleus's area, as a share of the shorter side of a picture [h, w, 3].
+
+    The nucleus is what absorbs red at least half as much as the darkest 3 % near the middle, in
+    patches that reach to within a quarter of the side from it; at least a hundredth of the picture.
+    """
+    side = min(pixels.shape[:2])
+    step = max(1, side // 100)
+    bright = np.maximum(background(pixels), _DARKEST)
+    red = np.minimum(optical_density(pixels[::step, ::step], bright)[..., _RED], _OPAQUE)
+    height, width = red.shape
+    y, x = np.mgrid[:height, :width]
+    reach = np.hypot(y + 0.5 - height / 2, x + 0.5 - width / 2) * step / side
+    dark = red >= 0.5 * min(np.quantile(red[reach < 0.3], 0.97), _OPAQUE / 2)
+    patches, _ = ndimage.label(dark)
+    own = np.unique(patches[(reach < 0.25) & dark])
+    area = np.isin(patches, own).sum() * (step / side) ** 2
+    return float(max(area, 0.01)) ** 0.5
 
 
 def stain_colours(

@@ -83,6 +83,7 @@ def get_config(variant: str = "") -> Any:
     config.data.centre_crop = 1.0
     config.data.white_background = False
     config.data.normalise_stain = False
+    config.data.normalise_scale = False
     config.data.flips_turns = False
     config.data.crop_area = (1.0, 1.0)
     config.data.crop_ratio = (1.0, 1.0)

@@ -40,6 +40,7 @@ def get_config(variant: str = ""):
     config.data.balance = False  # which reads labels
     config.data.white_background = variant == ""  # as pbc10.py, which begins with its encoder
     config.data.normalise_stain = variant == ""
+    config.data.normalise_scale = variant == ""
     config.data.flips_turns = True
     config.data.crop_area = (0.5, 1.0)
     config.data.crop_ratio = (0.9, 1.1)

@@ -58,6 +58,7 @@ def get_config(variant: str = ""):
         # What is taken out of every picture never comes out whole: the changes stand for the rest.
         config.data.white_background = True
         config.data.normalise_stain = True
+        config.data.normalise_scale = True
         # Zoom and stain take the place of most of the crop and of the colour jitter.
         config.data.crop_area = (0.9, 1.0)
         config.data.augment.share = 0.7  # with all pictures changed, three epochs learn little

@@ -79,13 +79,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
 
 def test_squares_normalised_otherwise_share_no_file(cells, tmp_path):
     middles = []
-    for margin, stain in ((0, (False, False)), (4, (True, False)), (4, (True, True))):
-        normalise = Normalisation(*stain)
+    ways = ((), (True,), (True, True), (True, True, True))
+    for margin, way in zip((0, 4, 4, 4), ways, strict=True):
+        normalise = Normalisation(*way)
         squares = Squares(cells, str(tmp_path), 0.8, 20, margin, normalise)
         middles.append(squares.middle("fold0", 3))
         expected = cells.square("fold0", 3, 0.8, 20, normalise=normalise)
         np.testing.assert_array_equal(middles[-1], expected)
-    assert len({middle.tobytes() for middle in middles}) == 3
+    assert len({middle.tobytes() for middle in middles}) == 4
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -299,11 +299,17 @@ def test_evaluation_sees_the_same_pixels_with_and_without_a_cache(cells, tmp_pat
     assert len(list(tmp_path.glob("*.npy"))) == 2  # one of them with the surroundings
 
 
-@pytest.mark.parametrize(("white", "even"), [(False, False), (True, False), (True, True)])
-def test_prediction_sees_what_evaluation_saw(cells, white, even):
-    config = DataConfig(
-        path="tiny", centre_crop=0.8, cache_size=40, white_background=white, normalise_stain=even
-    )
+@pytest.mark.parametrize(
+    "way",
+    [
+        {},
+        {"white_background": True},
+        {"white_background": True, "normalise_stain": True},
+        {"normalise_scale": True},
+    ],
+)
+def test_prediction_sees_what_evaluation_saw(cells, way):
+    config = DataConfig(path="tiny", centre_crop=0.8, cache_size=40, **way)
     preprocess = preprocessing_of(config, SIZE)
     for batch in evaluation_batches(cells, 2, config, SIZE, 8):
         for image, index in zip(batch["image"], batch["index"], strict=True):

@@ -11,8 +11,10 @@ from bcvit_jax.errors import UserError
 from bcvit_jax.normalisation import (
     AS_IT_IS,
     NUCLEUS,
+    NUCLEUS_SIZES,
     RED_CELLS,
     Normalisation,
+    nucleus_size,
     stain_colours,
     stain_map,
 )
@@ -175,3 +177,51 @@ def test_another_laboratorys_cells_get_them(shared_data):
             distance.append(np.abs(nucleus - NUCLEUS).max())
     before, after = np.reshape(distance, (-1, 2)).T
     assert (after < 0.5 * before).all()
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_the_root_of_the_area_tells_the_magnification(factor):
+    pixels, _ = cell_on((240, 240, 240))
+    larger = nucleus_size(shifts.magnify(pixels, factor)) / nucleus_size(pixels)
+    assert larger == pytest.approx(factor, rel=0.05)
+
+
+@pytest.mark.parametrize(("factor", "wider"), [(1.0, 1), (1.5, 1), (2.5, 1.5), (0.3, 0.75)])
+def test_a_picture_cut_closer_than_pbc10s_is_seen_more_widely(factor, wider):
+    """Within the range of sizes nothing changes, so that a large nucleus looks large."""
+    image = Image.fromarray(shifts.magnify(cell_on((240, 240, 240))[0], factor))
+    share = Normalisation(normalise_scale=True).fraction(image, 0.6) / 0.6
+    assert share == 1 if wider == 1 else np.sign(share - 1) == np.sign(wider - 1)
+    assert share == pytest.approx(wider, rel=0.2)
+    assert Normalisation().fraction(image, 0.6) == 0.6
+
+
+def test_a_closer_picture_is_seen_as_the_usual_one():
+    usual = cell_on((240, 240, 240))[0]
+    near = shifts.magnify(usual, 2.0)
+    scale = Normalisation(normalise_scale=True)
+    seen_usual = centre_square(Image.fromarray(usual), 0.5, 40).astype(int)
+    with_scale, without = (
+        np.abs(centre_square(Image.fromarray(near), 0.5, 40, normalise=n) - seen_usual).mean()
+        for n in (scale, AS_IT_IS)
+    )
+    assert with_scale < 0.75 * without
+
+
+def test_no_picture_is_looked_at_beyond_its_side_or_closer_than_half_of_usual():
+    scale = Normalisation(normalise_scale=True)
+    for level in (0, 128, 255):
+        flat = Image.fromarray(np.full((50, 70, 3), level, np.uint8))
+        assert 0.3 <= scale.fraction(flat, 0.6) <= 1.0
+    tall = shifts.magnify(cell_on((240, 240, 240))[0], 2.5)
+    tall = np.concatenate([tall[:40], tall, tall[-40:]])
+    whole = centre_square(Image.fromarray(tall), 1.0, 40, normalise=scale)
+    square = centre_square(Image.fromarray(tall[40:-40]), 1.0, 40)
+    assert np.abs(whole.astype(int) - square).mean() < 2
+
+
+def test_pbc10s_nuclei_lie_in_the_range_that_is_left_alone(shared_data):
+    files = sorted((shared_data / "pbc10").rglob("*.jpg"))[::40]
+    sizes = [nucleus_size(np.asarray(Image.open(path).convert("RGB"))) for path in files]
+    low, high = NUCLEUS_SIZES
+    assert np.mean([low <= size <= high for size in sizes]) > 0.97

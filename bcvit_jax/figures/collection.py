@@ -142,13 +142,15 @@ class FigureSet:
     def cells(self) -> list[Cell]:
         """The cells that the figures show."""
         seen = together(list(see(self.network, self.dataset, self.fold, self.rows)))
-        crop = self.config.data.centre_crop
+        data = self.config.data
         cells = []
         for place, row in enumerate(self.rows):
             best = int(seen.probabilities[place].argmax())
             cells.append(
                 Cell(
-                    self.dataset.square(self.fold, row, crop, VIEW),
+                    self.dataset.square(
+                        self.fold, row, data.centre_crop, VIEW, normalise=data.framing
+                    ),
                     self.names[self.dataset.labels[self.fold][row]],
                     self.names[best],
                     float(seen.probabilities[place, best]),
@@ -248,8 +250,10 @@ class FigureSet:
 
     def patches(self) -> Drawn:
         """Figure 10."""
-        crop = self.config.data.centre_crop
-        picture = self.dataset.square(self.fold, self.rows[0], crop, VIEW)
+        data = self.config.data
+        picture = self.dataset.square(
+            self.fold, self.rows[0], data.centre_crop, VIEW, normalise=data.framing
+        )
         head = ["size", "patch", "stride", "rows", "columns", "patches", "unseen"]
         tried = schemes(self.model)
         rows = [[*s, *s.grid, s.grid[0] * s.grid[1], round(s.unseen, 6)] for s in tried]

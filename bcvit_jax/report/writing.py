@@ -13,6 +13,7 @@ from bcvit_jax.calibration import risk_coverage
 from bcvit_jax.errors import UserError
 from bcvit_jax.files import to_json, write_json, write_whole
 from bcvit_jax.metrics import mistakes
+from bcvit_jax.normalisation import Normalisation
 from bcvit_jax.predictions import Predictions
 from bcvit_jax.report.diagrams import confusion_picture, reliability_picture, risk_coverage_picture
 from bcvit_jax.report.numbers import ACCURACIES, analysis, joined, tables
@@ -101,7 +102,11 @@ def mistake_pictures(
         ):
             return [], f"The data set at {path} is not that of this run, so there are no pictures."
         crop = float(settings.get("centre_crop") or 1)
-        squares = [dataset.square(row["fold"], row["index"], crop, THUMBNAIL) for row in rows]
+        framing = Normalisation(normalise_scale=bool(settings.get("normalise_scale")))
+        squares = [
+            dataset.square(row["fold"], row["index"], crop, THUMBNAIL, normalise=framing)
+            for row in rows
+        ]
     except (UserError, OSError):
         return [], f"The data set can't be read at {path}, so there are no pictures."
     pictures = []
