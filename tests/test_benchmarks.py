@@ -115,8 +115,13 @@ def test_bccds_cells_are_where_the_labels_say(shared_data):
     """The middle of a picture is darker, by its nucleus, than its ground."""
     pictures, labels, files = elsewhere.cells(shared_data / "bccd")
     assert len(pictures) == 228 and labels.count("NGS") >= 150
-    assert {picture.shape for picture in pictures} == {(485, 485, 3)}
+    assert {picture.shape for picture in pictures} == {(484, 484, 3)}
     middle = np.array([p[192:292, 192:292, 0].mean() for p in pictures])
     ground = np.array([np.quantile(p[..., 0], 0.9) for p in pictures])
     assert (middle < 0.95 * ground).all()
     assert len(set(files)) > 200
+    close, _, _ = elsewhere.cells(shared_data / "bccd", cut=1.2)
+    for whole, part in zip(pictures, close, strict=True):
+        edge = (484 - len(part)) // 2
+        np.testing.assert_array_equal(whole[edge : 484 - edge, edge : 484 - edge], part)
+    assert 200 < np.median([len(part) for part in close]) < 300

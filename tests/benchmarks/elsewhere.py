@@ -1,6 +1,8 @@
 """An exported network on the cells of another laboratory, BCCD:
 
-    python -m tests.benchmarks.elsewhere --bccd BCCD --model exported/mine [--turns 8] [--json FILE]
+    python -m tests.benchmarks.elsewhere --bccd BCCD --model exported/mine [--cut 1.2] [--json FILE]
+
+`--cut` cuts the pictures as closely as other collections do: to that many times the cell's box.
 
 BCCD (github.com/Shenggan/BCCD_Dataset, MIT) marks white cells without telling their type.
 bccd_labels.csv tells it for 228 of the 372: by eye, by one of this project's authors, who is no
@@ -19,19 +21,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bcvit_jax.exported import BatchStep, Classifier, from_pretrained
+from bcvit_jax.exported import BatchStep, Classifier, Preprocessing, from_pretrained
 from bcvit_jax.files import write_whole
 from bcvit_jax.intervals import proportion
 from bcvit_jax.summary import aligned
 
+SHOWN = {"NGS": 5, "EOS": 3, "LYT": 2}
 LABELS = Path(__file__).with_name("bccd_labels.csv")
-SIDE = 485  # pixels that show as much of the smear as 360 of pbc10's do, by their red cells
+SIDE = 484  # pixels that show as much of the smear as 360 of pbc10's do, by their red cells
 NEUTROPHILS = ("NGS", "NGB")
 COMMON = 20  # cells that a class needs to count in the mean
 
 
-def cells(folder: Path) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """Pictures uint8 [SIDE, SIDE, 3], mirrored at the border of their field; labels; files."""
+def cells(folder: Path, cut: float = 0.0) -> tuple[list[np.ndarray], list[str], list[str]]:
+    """Pictures uint8 [SIDE, SIDE, 3], mirrored at the border of their field; labels; files.
+
+    With `cut` they are squares of that many times the longer side of the cell's box, at most SIDE.
+    """
     pictures, labels, files = [], [], []
     half = SIDE // 2
     with LABELS.open(newline="", encoding="utf-8") as file:
@@ -39,8 +45,9 @@ def cells(folder: Path) -> tuple[list[np.ndarray], list[str], list[str]]:
             with Image.open(folder / "JPEGImages" / row["image"]) as opened:
                 field = np.asarray(opened.convert("RGB"))
             field = np.pad(field, ((half, half), (half, half), (0, 0)), mode="reflect")
-            x, y = int(row["x"]), int(row["y"])
-            pictures.append(field[y : y + SIDE, x : x + SIDE])
+            x, y = int(row["x"]) + half, int(row["y"]) + half
+            reach = min(half, round(cut * int(row["side"]) / 2)) if cut else half
+            pictures.append(field[y - reach : y + reach, x - reach : x + reach])
             labels.append(row["label"])
             files.append(row["image"])
     return pictures, labels, files
@@ -92,6 +99,24 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*aligned(lines), f"{mean}: {result['balanced_accuracy']:.3f}"])
 
 
+def picture(classifier: Classifier, pictures: list[np.ndarray], labels: list[str]) -> Image.Image:
+    """Some of the pictures' middles as they came, and below as the network is shown them."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate(
+        [rng.permutation(np.flatnonzero(np.array(labels) == name))[:n] for name, n in SHOWN.items()]
+    )
+    taken = classifier.preprocessing
+    plain = Preprocessing(taken.image_size, taken.square_size, taken.centre_crop)
+    edge = ((0, 3), (0, 3), (0, 0))
+    shown = [
+        np.concatenate(
+            [np.pad(way(pictures[row]), edge, constant_values=255) for row in rows], axis=1
+        )
+        for way in (plain, taken)
+    ]
+    return Image.fromarray(np.concatenate(shown))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.elsewhere",
@@ -101,12 +126,16 @@ def main() -> None:
     parser.add_argument("--bccd", type=Path, required=True, metavar="DIR", help="with JPEGImages/")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="of export")
     parser.add_argument("--turns", type=int, default=1, help="as predict's (1)")
+    parser.add_argument("--cut", type=float, default=0.0, help="times the cell's box (pbc10's way)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw some cells as seen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     chosen = parser.parse_args()
-    pictures, labels, files = cells(chosen.bccd)
+    pictures, labels, files = cells(chosen.bccd, chosen.cut)
     classifier = dataclasses.replace(from_pretrained(chosen.model), turns=chosen.turns)
     result = score(labels, predicted(classifier, pictures), files)
     print(table(result))
+    if chosen.picture:
+        picture(classifier, pictures, labels).save(chosen.picture)
     if chosen.json:
         write_whole(chosen.json, (json.dumps(result, indent=1) + "\n").encode())
 
