@@ -58,7 +58,7 @@ def centre_square(
     width, height = image.size
     box = (0.0, 0.0, float(width), float(height))
     fraction = normalise.fraction(image, fraction)
-    if fraction < 1.0 or normalise.normalise_scale:
+    if fraction < 1.0:
         edge = max(1.0, fraction * min(width, height))
         left, top = (width - edge) / 2, (height - edge) / 2
         box = (left, top, left + edge, top + edge)

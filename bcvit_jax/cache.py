@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bcvit_jax.errors import UserError
 from bcvit_jax.normalisation import AS_IT_IS, Normalisation
 
-_DECODING = 1  # raise it when a square's pixels change, so that older caches are left alone
+_DECODING = 2  # raise it when a square's pixels change, so that older caches are left alone
 _ABANDONED_AFTER = 3600.0  # seconds without a write; a build under way writes all the time
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bcvit_jax.data import DataConfig
 from bcvit_jax.errors import UserError
+from bcvit_jax.normalisation import current
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,8 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
 
     Errors: UserError that names the field, its value and the rule for what makes no sense.
     """
+    if isinstance(data := values.get("data"), Mapping):
+        values = {**values, "data": current(data, "the run")}
     config = _build(RunConfig, values, "config")
     optimizer, loss = config.optimizer, config.loss
     rules = {

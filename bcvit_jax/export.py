@@ -13,7 +13,7 @@ from typing import Any
 
 from bcvit_jax import __version__
 from bcvit_jax.errors import RunError, UserError, fail
-from bcvit_jax.normalisation import NUCLEUS, RED_CELLS
+from bcvit_jax.normalisation import NUCLEUS, NUCLEUS_SIZES, RED_CELLS
 
 FORMATS = ("safetensors", "stablehlo")
 
@@ -95,6 +95,8 @@ def stablehlo(model) -> bytes:
     from bcvit_jax.models import build
     from bcvit_jax.weights import name_of, shapes
 
+    # For CPU and GPU alike: in bfloat16 a GPU takes an attention that no CPU has.
+    model = dataclasses.replace(model, dtype="float32")
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(model, rngs=nnx.Rngs(0))))
 
     def logits(flat, images):
@@ -165,7 +167,7 @@ def model_card(card: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 ## Details
 
-- Input: {model["image_size"]}×{model["image_size"]} pixels, RGB in [−1, 1]{_light(card)}.
+- Input: {model["image_size"]}×{model["image_size"]} pixels, RGB in [−1, 1]{_normalised(card)}.
 - {_sizes(card)}
 - Classes: {names}.
 
@@ -215,7 +217,7 @@ Cells of folds that the network was not trained on.
 """
 
 
-def _light(card: Mapping[str, Any]) -> str:
+def _normalised(card: Mapping[str, Any]) -> str:
     preprocessing = card["preprocessing"]
     told = ""
     if preprocessing["white_background"]:
@@ -227,6 +229,11 @@ def _light(card: Mapping[str, Any]) -> str:
   Then the optical densities −log₁₀ t of a pixel are multiplied by a matrix [3, 3], the same in the
   whole picture, that brings the colours of its nucleus and its red cells to {_densities(NUCLEUS)}
   and {_densities(RED_CELLS)}; bcvit_jax.normalisation.stain_map says how they are found"""
+    if preprocessing.get("normalise_scale"):
+        low, high = NUCLEUS_SIZES
+        told += f""".
+  Of a picture whose nucleus is as large as a square of more than {high:g} (or less than {low:g}) of
+  the shorter side more (or less) than usual is looked at: bcvit_jax.normalisation.Normalisation"""
     return told
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from bcvit_jax.augment import centre_square, resize
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, scale
-from bcvit_jax.normalisation import Normalisation
+from bcvit_jax.normalisation import Normalisation, current
 from bcvit_jax.weights import from_flat, read_arrays
 
 FORMAT = 1
@@ -215,13 +215,7 @@ def from_pretrained(folder: str | Path) -> Classifier:
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in card["model"].items()}
         # The first exports were of BCViT alone, and did not say so.
         model = ARCHITECTURES[card.get("architecture", "BCViT")][0](**fields)
-        steps = dict(card["preprocessing"])
-        if steps.pop("even_stain", False):
-            raise UserError(
-                f"{folder} was trained on pictures with even_stain, which this version does not "
-                "make; predict with the version that exported it, or train again"
-            )
-        preprocessing = Preprocessing(**steps)
+        preprocessing = Preprocessing(**current(card["preprocessing"], str(folder)))
         class_names = tuple(map(str, card["class_names"]))
         files = [str(network["file"]) for network in card["networks"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

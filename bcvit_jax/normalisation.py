@@ -1,12 +1,14 @@
 """Taking out of a picture what its laboratory put in: light, dyes' colours, magnification."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from bcvit_jax.errors import UserError
 from bcvit_jax.shifts import background, change_colours, log_intensity, optical_density
 
 _WHITE, _DARKEST = 240.0, 80.0
@@ -17,6 +19,7 @@ RED_CELLS = np.array([0.092, 0.140, 0.086])
 NUCLEUS_SIZES = 0.12, 0.36  # root of its area as a share of the shorter side: pbc10's range
 _OPAQUE = 1.5  # density that counts at most: 3 % of the light
 _LEAST, _MOST = 0.4, 3.0
+_WEAKEST, _STRONGEST = 0.25, 4.0
 _ALIKE = 0.985  # cosine beyond which two colours do not span a plane
 
 
@@ -74,6 +77,20 @@ class Normalisation:
 AS_IT_IS = Normalisation()
 
 
+def current(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Settings that `what` was saved with, without older versions' `even_stain` where it is off.
+
+    Errors: UserError where it is on, since its pictures are not made any more.
+    """
+    kept = dict(fields)
+    if kept.pop("even_stain", False):
+        raise UserError(
+            f"{what} was trained on pictures with even_stain, which this version does not make; "
+            "use the version that trained it, or train again"
+        )
+    return kept
+
+
 def stain_map(
     pixels: np.ndarray, bright: np.ndarray, middle: tuple[float, float, float, float]
 ) -> np.ndarray:
@@ -83,8 +100,9 @@ def stain_map(
     least half as much as the hundredth of `middle` that absorbs most; and that of the red cells,
     the median of what lies around the middle and absorbs red less than half as much as the nucleus,
     blue more in proportion. The map brings both to `NUCLEUS` and `RED_CELLS`, and what is at right
-    angles to both by the mean of their factors, each in [0.4, 3]. Where no red cells are seen, it
-    turns the nucleus's colour to `NUCLEUS` and scales.
+    angles to both by the mean of their factors, each in [0.4, 3]; no difference of colours is
+    stretched more than four times or shrunk to less than a quarter. Where no red cells are seen,
+    the map turns the nucleus's colour to `NUCLEUS` and scales.
     """
     nucleus, red_cells = stain_colours(pixels, bright, middle)
     own, size = _unit(nucleus)
@@ -101,7 +119,8 @@ def stain_map(
     mean = np.sqrt(factor * second_factor)
     source = np.stack([own, second, third], axis=1)
     target = np.stack([factor * wanted, second_factor * wanted_second, mean * wanted_third], axis=1)
-    return target @ np.linalg.inv(source)
+    left, sizes, right = np.linalg.svd(target @ np.linalg.inv(source))
+    return left * np.clip(sizes, _WEAKEST, _STRONGEST) @ right
 
 
 def nucleus_size(pixels: np.ndarray) -> float:
@@ -113,11 +132,11 @@ def nucleus_size(pixels: np.ndarray) -> float:
     side = min(pixels.shape[:2])
     step = max(1, side // 100)
     bright = np.maximum(background(pixels), _DARKEST)
-    red = np.minimum(optical_density(pixels[::step, ::step], bright)[..., _RED], _OPAQUE)
+    red = np.clip(optical_density(pixels[::step, ::step], bright)[..., _RED], 0, _OPAQUE)
     height, width = red.shape
     y, x = np.mgrid[:height, :width]
     reach = np.hypot(y + 0.5 - height / 2, x + 0.5 - width / 2) * step / side
-    dark = red >= 0.5 * min(np.quantile(red[reach < 0.3], 0.97), _OPAQUE / 2)
+    dark = red >= 0.5 * min(np.quantile(red[reach <= max(0.3, reach.min())], 0.97), _OPAQUE / 2)
     patches, _ = ndimage.label(dark)
     own = np.unique(patches[(reach < 0.25) & dark])
     area = np.isin(patches, own).sum() * (step / side) ** 2
@@ -135,7 +154,7 @@ def stain_colours(
     y = (np.arange(height)[:, None] * step - (top + bottom) / 2) / ((bottom - top) / 2)
     x = (np.arange(width) * step - (left + right) / 2) / ((right - left) / 2)
     inside = density[(np.abs(y) <= 1) & (np.abs(x) <= 1)]
-    absorbed = inside[:, _RED]
+    absorbed = np.maximum(inside[:, _RED], 0)
     dark = absorbed >= 0.5 * min(np.quantile(absorbed, 0.99), _OPAQUE / 2)
     nucleus = np.median(inside[dark], axis=0).astype(float)
     around = density[np.hypot(y, x) > 1]

@@ -43,7 +43,7 @@ class Subject:
         image = self.dataset.image(self.fold, int(row))
         if shift is None:
             return [self.preprocessing(image)]
-        side = self.preprocessing.centre_crop * min(image.shape[:2])
+        side = self.preprocessing.centre_crop * min(image.shape[:2])  # of the usual view
         turn = np.random.default_rng([int(row)]).random()  # one direction an image, always the same
         return [self.preprocessing(shift(image, s, side, turn)) for s in shift.grid]
 

@@ -5,10 +5,10 @@
 
 Then `python -m bcvit_jax.robustness --workdir RUN` for every run, and the sweep again, whose table
 then holds accuracy under other laboratories' conditions beside that on the laboratory's own cells.
-Changes: `:recipe` (none); what is taken out of every picture, `:light_left` and `:stain_left`; what
-half of the training pictures are given, `:no_dyes`, `:no_light`, `:no_focus` and `:no_zoom`, and
-`:no_changes`, none of them. `:short` before the change as in configs/pbc10.py. Results: not
-measured.
+Changes: `:recipe` (none); what is taken out of every picture, `:light_left`, `:stain_left` and
+`:scale_left`; what seven of ten training pictures are given, `:no_dyes`, `:no_light`, `:no_focus`
+and `:no_zoom`, and `:no_changes`, none of them. `:short` before the change as in configs/pbc10.py.
+Results: not measured.
 """
 
 from configs import pbc10
@@ -23,6 +23,7 @@ _CHANGES = {
     "recipe": {},
     "light_left": {"white_background": False, "normalise_stain": False},  # dye is told by its light
     "stain_left": {"normalise_stain": False},
+    "scale_left": {"normalise_scale": False},
     "no_dyes": {f"augment.{name}": off for name, off in _DYES.items()},
     "no_light": {f"augment.{name}": off for name, off in _LIGHT.items()},
     "no_focus": {f"augment.{name}": off for name, off in _FOCUS.items()},

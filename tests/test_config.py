@@ -1,5 +1,6 @@
 """A config as a plain dict becomes a RunConfig, or one sentence."""
 
+import importlib
 import json
 from typing import Any
 
@@ -108,3 +109,12 @@ def test_run_config_is_frozen():
     assert isinstance(config, RunConfig)
     with pytest.raises(AttributeError):
         config.epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_settings_of_older_versions_are_read_unless_even_stain_was_on():
+    values = importlib.import_module("configs.pbc10").get_config("plain").to_dict()
+    assert from_dict({**values, "data": {**values["data"], "even_stain": False}}) == from_dict(
+        values
+    )
+    with pytest.raises(UserError, match="the run was trained on pictures with even_stain"):
+        from_dict({**values, "data": {**values["data"], "even_stain": True}})

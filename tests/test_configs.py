@@ -134,6 +134,7 @@ def test_baselines_share_pbc10s_data_and_length():
         assert ours["loss"] == theirs["loss"] | {"contrastive": 0.0}
         assert (ours["model"]["name"], ours["model"]["image_size"]) == (words[0], 112)
         assert ours["model"].get("norm") == ("group" if "groupnorm" in words else None)
+        assert ours["model"]["dtype"] == "float32" and "stem" not in ours["model"]
 
 
 def test_table_3_gives_every_network_about_the_same_minutes():
@@ -167,6 +168,8 @@ def test_augmentations_take_one_kind_away_and_name_every_change():
     left = {name: (data.white_background, data.normalise_stain) for name, data in each.items()}
     assert left.pop("light_left") == (False, False) and left.pop("stain_left") == (True, False)
     assert set(left.values()) == {(True, True)}
+    kept_scale = {name for name, data in each.items() if data.normalise_scale}
+    assert each.keys() - kept_scale == {"scale_left"}
 
 
 def test_what_mae_pretrains_is_the_network_of_the_config_it_is_for():
@@ -179,6 +182,7 @@ def test_what_mae_pretrains_is_the_network_of_the_config_it_is_for():
         )
         assert (network.ratio, ours.folds, ours.data.path) == (0.75, other.folds, other.data.path)
         assert ours.data.centre_crop == other.data.centre_crop
+        assert ours.data.normalisation == other.data.normalisation
 
 
 def test_base_is_the_papers_protocol():

@@ -23,6 +23,7 @@ from tests.tiny_run import train
 CHANGES = {"folds": "(0, 1)", "epochs": 4, "batch_size": 8, "data.centre_crop": 0.9}
 CHANGES["data.white_background"] = True
 CHANGES["data.normalise_stain"] = True
+CHANGES["data.normalise_scale"] = True
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,8 @@ def test_the_model_card_tells_what_the_report_told(trained, folder):
     for heading in ("Details", "Uses", "Limits", "How to start", "Training", "Evaluation"):
         assert f"\n## {heading}\n" in card
     assert report["donor_statement"] in card.replace("\n", " ") and "DISC" in card
+    for told in ("becomes 240 t", "(0.494, 0.83, 0.173)", "more than 0.36 (or less than 0.12)"):
+        assert told in card
     subprocess.run(["sha256sum", "-c", SUMS], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 

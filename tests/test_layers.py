@@ -22,6 +22,7 @@ from bcvit_jax.models.layers import (
     patch_rows,
 )
 
+on_a_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="what a CPU does")
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
@@ -141,6 +142,7 @@ def test_dense_is_pytorchs_with_its_kernel_transposed():
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected.numpy(), rtol=0, atol=1e-6)
 
 
+@on_a_cpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_float32_whatever_the_arithmetic_and_on_a_cpu_all_between_products(dtype):
     makers = (
@@ -167,6 +169,7 @@ def test_on_a_gpu_arrays_between_products_have_the_type_of_the_products(monkeypa
         assert of_x.dtype == jnp.bfloat16
 
 
+@on_a_cpu
 @pytest.mark.parametrize("outputs", [6, 24])
 def test_a_dense_layer_in_bfloat16_rounds_its_factors_and_nothing_else(outputs):
     """Forwards and backwards: sums of products of numbers of 8 bits are made in float32."""

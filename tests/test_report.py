@@ -29,6 +29,7 @@ from sklearn.metrics import (
 )
 
 from bcvit_jax.calibration import fit_temperature
+from bcvit_jax.normalisation import Normalisation
 from bcvit_jax.predictions import Predictions, load_predictions, save_predictions
 from bcvit_jax.report.__main__ import main
 from bcvit_jax.report.diagrams import reliability_picture
@@ -334,16 +335,18 @@ def test_pictures_of_the_mistakes(cells, tmp_path):
         p = make_predictions(fold, cells.class_names, cells.labels[fold])
         shares = rng.dirichlet(np.ones(3), len(p.label)).astype(np.float32)
         folds.append(dataclasses.replace(p, source=cells.sources[fold], probabilities=shares))
-    run = {"config": {"data": {"path": str(cells.path), "centre_crop": 0.8}}}
+    data = {"path": str(cells.path), "centre_crop": 0.4, "normalise_scale": True}
+    run = {"config": {"data": data}}
     write_report(tmp_path, run, folds)
     content, page = read(tmp_path)
+    scale = Normalisation(normalise_scale=True)
     pictures = [a for a in page.addresses if a.startswith("data:image/jpeg;base64,")]
     rows = content["confident_mistakes"]
     assert len(pictures) == len(rows) > 5
     for address, row in zip(pictures, rows, strict=True):
         with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as image:
             shown = np.asarray(image, int)
-        expected = cells.square(row["fold"], row["index"], 0.8, 128)
+        expected = cells.square(row["fold"], row["index"], 0.4, 128, normalise=scale)
         assert shown.shape == (128, 128, 3) and np.abs(shown - expected).mean() < 8
         assert f"labelled {row['true']} called {row['predicted']}" in page.text
     other = [dataclasses.replace(p, source=p.source[::-1]) for p in folds]

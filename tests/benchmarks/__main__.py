@@ -133,10 +133,10 @@ def measure(row: Row, folder: Path) -> list[dict[str, Any]]:
                 images = row.shape.batch * (row.steps if row.job == "read" else 1)
                 rates[name].append(images / middle)
         results = [result(row.name, rates, "images/s")]
-        if row.job in ("train", "forward", "forward_plain"):
+        if row.job in ("train", "forward", "forward_plain") and row.shape.dtype == "float32":
             products = max(ours.ask("rate"), peer.ask("rate"), limit.numpy_rate())
             results[0]["limit_gflops"] = round(products / 1e9, 1)
-            if row.job == "train" and row.shape.dtype == "float32":
+            if row.job == "train":
                 work = limit.products_of_a_step(row.shape) / row.shape.batch
                 results[0]["share_of_limit"] = round(results[0]["ours"] * work / products, 3)
         if row.memory:

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.elsewhere --bccd BCCD --model exported/mine [--cut 1.2] [--json FILE]
 
-`--cut` cuts the pictures as closely as other collections do: to that many times the cell's box.
+`--cut` cuts the pictures as closely as other collections do, to that many times the cell's box;
+`--picture FILE` draws some cells as they came and as the network is shown them.
 
 BCCD (github.com/Shenggan/BCCD_Dataset, MIT) marks white cells without telling their type.
 bccd_labels.csv tells it for 228 of the 372: by eye, by one of this project's authors, who is no
