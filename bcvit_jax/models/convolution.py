@@ -86,7 +86,10 @@ def standardise(x, scale, bias, epsilon: float):
 
 def _standardise_forward(x, scale, bias, epsilon):
     mean = x.mean((0, 1, 2))
-    variance = jnp.square(x - channels(mean)).mean((0, 1, 2))
+    centred = x - channels(mean)
+    left = centred.mean((0, 1, 2))  # what rounding kept out of the mean
+    variance = jnp.square(centred).mean((0, 1, 2)) - jnp.square(left)
+    mean += left
     inverse = lax.rsqrt(variance + epsilon)
     y = (x - channels(mean)) * channels(inverse * scale) + channels(bias)
     return (y, mean, variance), (x, mean, inverse, scale)

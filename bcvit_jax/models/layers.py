@@ -62,8 +62,13 @@ def _product(x, y):
 
 
 def _turned(x):
-    """The transpose of [m, n] as an array of its own, row by row: by way of one axis, since XLA's
-    CPU compiler makes bfloat16 products of a mere transpose in float32."""
+    """The transpose of [m, n] as an array of its own.
+
+    In bfloat16 by way of one axis, since XLA's CPU compiler makes products of a mere transpose in
+    float32; but not where devices share the rows, which would gather them all.
+    """
+    if x.dtype == jnp.float32 or jax.device_count() > 1:
+        return lax.optimization_barrier(x.T)
     return lax.optimization_barrier(x.T.reshape(-1)).reshape(x.shape[::-1])
 
 
