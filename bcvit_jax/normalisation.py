@@ -137,7 +137,8 @@ def nucleus_size(pixels: np.ndarray) -> float:
     y, x = np.mgrid[:height, :width]
     reach = np.hypot(y + 0.5 - height / 2, x + 0.5 - width / 2) * step / side
     dark = red >= 0.5 * min(np.quantile(red[reach <= max(0.3, reach.min())], 0.97), _OPAQUE / 2)
-    patches, _ = ndimage.label(dark)
+    patches = np.empty(dark.shape, np.int32)
+    ndimage.label(dark, output=patches)
     own = np.unique(patches[(reach < 0.25) & dark])
     area = np.isin(patches, own).sum() * (step / side) ** 2
     return float(max(area, 0.01)) ** 0.5

@@ -203,7 +203,8 @@ def test_a_dense_layers_three_products_run_in_bfloat16(outputs):
     def loss(x, kernel, bias):
         return jnp.sin(dense(jnp.cos(x), kernel, bias, jnp.bfloat16)).sum()
 
-    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arguments).compile().as_text()
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    program = str(gradients.lower(*arguments).compile().as_text())
     products = [part for part in program.split("\n\n") if " dot(" in part]
     assert len(products) == 3
     for part in products:

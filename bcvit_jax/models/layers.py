@@ -1,6 +1,5 @@
 """Layers that every network here is made of; weights rest in float32, products are of `dtype`."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -20,7 +19,6 @@ def resting(dtype):
     return jnp.dtype(dtype) if jax.default_backend() == "gpu" else jnp.dtype(jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def dense(x, kernel, bias, dtype=jnp.float32):
     """x·kernel + bias, the product made in `dtype`: x [..., in], kernel [in, out] -> [..., out].
 
@@ -29,7 +27,7 @@ def dense(x, kernel, bias, dtype=jnp.float32):
     out of the copy that turns a factor of the kernel's gradient, and of the two factors the smaller
     one turned. The sums are those of the chain rule.
     """
-    return _dense_forward(x, kernel, bias, dtype)[0]
+    return _dense(x, kernel, bias, dtype)
 
 
 def _dense_forward(x, kernel, bias, dtype):
@@ -54,7 +52,10 @@ def _dense_backward(dtype, kept, gradient):
     return by_x, by_kernel.astype(jnp.float32), by_bias
 
 
-dense.defvjp(_dense_forward, _dense_backward)
+_dense = jax.custom_vjp(
+    lambda x, kernel, bias, dtype: _dense_forward(x, kernel, bias, dtype)[0], nondiff_argnums=(3,)
+)
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _product(x, y):

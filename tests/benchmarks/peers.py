@@ -117,10 +117,10 @@ def train(
     def step():
         with _products_in(shape.dtype):
             output = network(prepared(pixels))
-        logits, feature = output if weight else (output, None)
+        logits, *feature = output if weight else (output,)
         loss = F.cross_entropy(logits.float(), label)
         if weight:
-            loss = loss + weight * contrastive(feature.float(), label)
+            loss = loss + weight * contrastive(feature[0].float(), label)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
