@@ -43,6 +43,8 @@ class BCViTConfig:
     drop_path: float = 0.0
     """Chance that a residual branch is left out of an image's pass, rising linearly with depth."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the products; weights rest in float32. On a CPU all between products does too, and so do
+    attention's own products, and bfloat16 pays on processors that have instructions for it."""
 
     def __post_init__(self):
         for name in ("num_classes", "image_size", "patch_size", "stride", "width", "depth"):
