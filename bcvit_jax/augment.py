@@ -10,7 +10,7 @@ from PIL import Image
 
 from bcvit_jax.appearance import OFF, AugmentConfig, change_look, change_quality, view
 from bcvit_jax.normalisation import AS_IT_IS, Normalisation
-from bcvit_jax.shifts import background, window
+from bcvit_jax.shifts import background, recolour, window
 
 _TRANSPOSE = (
     None,
@@ -120,11 +120,6 @@ def colour_matrix(
     matrix = contrast * brightness * matrix
     offset = (1.0 - contrast) * brightness * (_GREY @ mean)
     return np.concatenate([matrix, np.full((3, 1), offset)], axis=1)
-
-
-def recolour(image: Image.Image, matrix: np.ndarray) -> Image.Image:
-    """Apply an affine colour map [3, 4] to an RGB picture; rounded and clipped to 0 … 255."""
-    return image.convert("RGB", tuple(matrix.ravel().tolist()))
 
 
 def jitter_matrix(

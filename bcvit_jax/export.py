@@ -13,7 +13,7 @@ from typing import Any
 
 from bcvit_jax import __version__
 from bcvit_jax.errors import RunError, UserError, fail
-from bcvit_jax.normalisation import NUCLEUS, NUCLEUS_SIZES, RED_CELLS
+from bcvit_jax.normalisation import NUCLEI, NUCLEUS_SIZES, RED_CELLS
 
 FORMATS = ("safetensors", "stablehlo")
 
@@ -226,9 +226,11 @@ def _normalised(card: Mapping[str, Any]) -> str:
   percentile in the whole picture (80 at least)"""
     if preprocessing.get("normalise_stain"):
         told += f""".
-  Then the optical densities −log₁₀ t of a pixel are multiplied by a matrix [3, 3], the same in the
-  whole picture, that brings the colours of its nucleus and its red cells to {_densities(NUCLEUS)}
-  and {_densities(RED_CELLS)}; bcvit_jax.normalisation.stain_map says how they are found"""
+  Then the light absorbed, 1 − t in each channel of a pixel, is multiplied by a matrix [3, 3], the
+  same in the whole picture, that brings the colour of its nucleus to between
+  {_light(NUCLEI[0])} and {_light(NUCLEI[1])} and that of the red cells to between
+  {_light(RED_CELLS[0])} and {_light(RED_CELLS[1])}, if they are not;
+  bcvit_jax.normalisation.stain_map says how"""
     if preprocessing.get("normalise_scale"):
         low, high = NUCLEUS_SIZES
         told += f""".
@@ -237,8 +239,8 @@ def _normalised(card: Mapping[str, Any]) -> str:
     return told
 
 
-def _densities(colour) -> str:
-    return f"({', '.join(f'{density:g}' for density in colour)})"
+def _light(absorbed) -> str:
+    return f"({', '.join(f'{share:g}' for share in absorbed)})"
 
 
 def _sizes(card: Mapping[str, Any]) -> str:

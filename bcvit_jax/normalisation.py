@@ -9,18 +9,20 @@ from PIL import Image
 from scipy import ndimage
 
 from bcvit_jax.errors import UserError
-from bcvit_jax.shifts import background, change_colours, log_intensity, optical_density
+from bcvit_jax.shifts import background, optical_density, recolour
 
 _WHITE, _DARKEST = 240.0, 80.0
 _RED, _BLUE = 0, 2
-# Optical densities (R, G, B) that nuclei and red cells get: the medians of pbc10's pictures.
-NUCLEUS = np.array([0.494, 0.830, 0.173])
-RED_CELLS = np.array([0.092, 0.140, 0.086])
+NUCLEUS = np.array([0.494, 0.830, 0.173])  # optical density in R, G, B: pbc10's median
+# The shares of the light that nuclei and red cells absorb in R, G, B: pbc10's range, which is the
+# 2nd and the 98th percentile of its pictures.
+NUCLEI = np.array([[0.543, 0.742, 0.259], [0.758, 0.884, 0.416]])
+RED_CELLS = np.array([[0.133, 0.199, 0.133], [0.273, 0.363, 0.229]])
 NUCLEUS_SIZES = 0.12, 0.36  # root of its area as a share of the shorter side: pbc10's range
 _OPAQUE = 1.5  # density that counts at most: 3 % of the light
 _LEAST, _MOST = 0.4, 3.0
 _WEAKEST, _STRONGEST = 0.25, 4.0
-_ALIKE = 0.985  # cosine beyond which two colours do not span a plane
+_ALIKE = 0.995  # cosine beyond which two colours do not span a plane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,14 @@ class Normalisation:
     white_background: bool = False
     """The light's colour: each channel is scaled so that the background becomes 240."""
     normalise_stain: bool = False
-    """And the dyes': nuclei and red cells get the colours that they have in pbc10."""
+    """And the dyes': nuclei and red cells get colours that they have in pbc10, if they have not."""
     normalise_scale: bool = False
     """And the magnification, where the nucleus is larger or smaller than nuclei of pbc10 are.
     Within their range the size is left, since it tells a monocyte from a lymphocyte."""
 
     def __str__(self) -> str:
-        colours = "stain" if self.normalise_stain else "white" if self.white_background else ""
+        colours = "white" if self.white_background else ""
+        colours = "stain2" if self.normalise_stain else colours  # 1 was by densities, to one colour
         return " ".join(filter(None, (colours, "scale" if self.normalise_scale else "")))
 
     def fraction(self, image: Image.Image, usual: float) -> float:
@@ -69,9 +72,10 @@ class Normalisation:
             light = _WHITE * np.arange(256) / bright[:, None]
             table = np.minimum(light + 0.5, 255).astype(np.uint8)
             return lambda pixels: table[np.arange(3), pixels]
-        matrix = stain_map(pixels, bright, middle)
-        offset = log_intensity(np.full(3, _WHITE)) - matrix @ log_intensity(bright)
-        return lambda pixels: change_colours(pixels, matrix, offset)
+        # 240 (1 - matrix · absorbed), with absorbed = 1 - I / bright: one affine map of I.
+        matrix = _WHITE * stain_map(pixels, bright, middle) / bright
+        affine = np.column_stack([matrix, _WHITE - matrix @ bright])
+        return lambda pixels: np.asarray(recolour(Image.fromarray(pixels), affine))
 
 
 AS_IT_IS = Normalisation()
@@ -94,24 +98,25 @@ def current(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
 def stain_map(
     pixels: np.ndarray, bright: np.ndarray, middle: tuple[float, float, float, float]
 ) -> np.ndarray:
-    """float [3, 3]: optical density of a picture [h, w, 3] -> that of a picture of pbc10.
+    """float [3, 3]: light absorbed in a picture [h, w, 3] -> as in a picture of pbc10.
 
-    Two colours are read off the picture: that of the nucleus, the median of what absorbs red at
-    least half as much as the hundredth of `middle` that absorbs most; and that of the red cells,
-    the median of what lies around the middle and absorbs red less than half as much as the nucleus,
-    blue more in proportion. The map brings both to `NUCLEUS` and `RED_CELLS`, and what is at right
-    angles to both by the mean of their factors, each in [0.4, 3]; no difference of colours is
-    stretched more than four times or shrunk to less than a quarter. Where no red cells are seen,
-    the map turns the nucleus's colour to `NUCLEUS` and scales.
+    Absorbed is 1 - I / B a channel, B being the background. (Reading: light, in which a camera's
+    colour correction is linear, and not density, in which the dyes add up. Where a camera has made
+    a nucleus black in one channel, its density there says nothing.) The two colours of
+    `stain_colours` are brought to the nearest within `NUCLEI` and `RED_CELLS`; colours within stay,
+    since a monocyte is told by its pale nucleus as well. What is at right angles to both is changed
+    by the mean of their factors, each in [0.4, 3]; no difference of colours is stretched more than
+    four times or shrunk to less than a quarter. Where no red cells are seen, the map turns the
+    nucleus's colour to the wanted one and scales.
     """
     nucleus, red_cells = stain_colours(pixels, bright, middle)
     own, size = _unit(nucleus)
-    wanted, wanted_size = _unit(NUCLEUS)
+    wanted, wanted_size = _unit(np.clip(nucleus, *NUCLEI))
     factor = _bounded(wanted_size / size)
     if red_cells is None or own @ (_unit(red_cells)[0]) > _ALIKE:
         return factor * _rotation(own, wanted)
     second, second_size = _unit(red_cells)
-    wanted_second, wanted_second_size = _unit(RED_CELLS)
+    wanted_second, wanted_second_size = _unit(np.clip(red_cells, *RED_CELLS))
     second_factor = _bounded(wanted_second_size / second_size)
     third, wanted_third = (
         _unit(np.cross(a, b))[0] for a, b in ((own, second), (wanted, wanted_second))
@@ -147,7 +152,13 @@ def nucleus_size(pixels: np.ndarray) -> float:
 def stain_colours(
     pixels: np.ndarray, bright: np.ndarray, middle: tuple[float, float, float, float]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Optical densities [3] of the nucleus and of the red cells, None where there are too few."""
+    """Shares of the light [3] that the nucleus and the red cells absorb, None where there are too
+    few of these.
+
+    The nucleus is the median of what absorbs red at least half as much, in optical density, as the
+    hundredth of `middle` that absorbs most; the red cells are the median of what lies around the
+    middle and absorbs red less than half as much as the nucleus, blue more in proportion.
+    """
     left, top, right, bottom = middle
     step = max(1, round((right - left) / 60))
     density = np.minimum(optical_density(pixels[::step, ::step], bright), _OPAQUE)
@@ -155,16 +166,22 @@ def stain_colours(
     y = (np.arange(height)[:, None] * step - (top + bottom) / 2) / ((bottom - top) / 2)
     x = (np.arange(width) * step - (left + right) / 2) / ((right - left) / 2)
     inside = density[(np.abs(y) <= 1) & (np.abs(x) <= 1)]
-    absorbed = np.maximum(inside[:, _RED], 0)
-    dark = absorbed >= 0.5 * min(np.quantile(absorbed, 0.99), _OPAQUE / 2)
+    red = np.maximum(inside[:, _RED], 0)
+    dark = red >= 0.5 * min(np.quantile(red, 0.99), _OPAQUE / 2)
     nucleus = np.median(inside[dark], axis=0).astype(float)
     around = density[np.hypot(y, x) > 1]
     total = around.sum(axis=1)
     bluer = around[:, _BLUE] - (nucleus[_BLUE] / max(nucleus.sum(), 1e-3) + 0.06) * total
-    red = (total > 0.1 * nucleus.sum()) & (around[:, _RED] < 0.5 * nucleus[_RED]) & (bluer > 0)
-    if red.sum() <= 0.02 * len(red):
-        return nucleus, None
-    return nucleus, np.median(around[red], axis=0).astype(float)
+    pale = (total > 0.1 * nucleus.sum()) & (around[:, _RED] < 0.5 * nucleus[_RED])
+    red_cells = pale & (bluer > 0)
+    if red_cells.sum() <= 0.02 * len(red_cells):
+        return _absorbed(nucleus), None
+    return _absorbed(nucleus), _absorbed(np.median(around[red_cells], axis=0).astype(float))
+
+
+def _absorbed(density: np.ndarray) -> np.ndarray:
+    """The share of the light that an optical density takes away, in [0, 1)."""
+    return 1 - 10.0 ** -np.maximum(density, 0)
 
 
 def _unit(colour: np.ndarray) -> tuple[np.ndarray, float]:

@@ -96,6 +96,11 @@ def change_colours(
     return changed
 
 
+def recolour(image: Image.Image, matrix: np.ndarray) -> Image.Image:
+    """Apply an affine colour map [3, 4] to an RGB picture; rounded and clipped to 0 … 255."""
+    return image.convert("RGB", tuple(matrix.ravel().tolist()))
+
+
 def stain(
     image: np.ndarray, azure: float = 1.0, eosin: float = 1.0, hue: float = 0.0
 ) -> np.ndarray:

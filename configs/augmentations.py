@@ -6,7 +6,7 @@
 Then `python -m bcvit_jax.robustness --workdir RUN` for every run, and the sweep again, whose table
 then holds accuracy under other laboratories' conditions beside that on the laboratory's own cells.
 Changes: `:recipe` (none); what is taken out of every picture, `:light_left`, `:stain_left` and
-`:scale_left`; what seven of ten training pictures are given, `:no_dyes`, `:no_light`, `:no_focus`
+`:scale_left`; what three of four training pictures are given, `:no_dyes`, `:no_light`, `:no_focus`
 and `:no_zoom`, and `:no_changes`, none of them. `:short` before the change as in configs/pbc10.py.
 Results: not measured.
 """

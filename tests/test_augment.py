@@ -13,9 +13,9 @@ from bcvit_jax.augment import (
     crop_box,
     dihedral,
     mix_batch,
-    recolour,
     resize,
 )
+from bcvit_jax.shifts import recolour
 
 NO_MEAN = np.zeros(3)
 
