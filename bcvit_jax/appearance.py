@@ -14,7 +14,7 @@ from PIL import Image
 
 from bcvit_jax import shifts
 from bcvit_jax.errors import UserError
-from bcvit_jax.normalisation import NUCLEUS
+from bcvit_jax.normalisation import NUCLEUS_DENSITY
 
 _OFTEN = 0.5  # share of the pictures that are blurred or sharpened, noisy, compressed
 
@@ -68,7 +68,7 @@ class AugmentConfig:
     gamma: tuple[float, float] = (1.0, 1.0)
     stray_light: float = 0.0
     """Highest share of the light that reaches the camera past the cell, by lenses or a shallow
-    sensor, from -1/8 of it on; nuclei stay as dark, so it is what is pale that gains."""
+    sensor, from -1/8 of it on; a nucleus as dark as pbc10's median stays, what is paler gains."""
     grey: float = 0.0
     """Share of the pictures without colour."""
     blur: float = 0.0
@@ -158,7 +158,9 @@ def change_look(
     background."""
     if config.stray_light:
         share = rng.uniform(-config.stray_light / 8, config.stray_light)
-        image = image.point(shifts.stray_light_table(bright, share, NUCLEUS).ravel().tolist())
+        image = image.point(
+            shifts.stray_light_table(bright, share, NUCLEUS_DENSITY).ravel().tolist()
+        )
     hue = rng.uniform(-config.stain_hue, config.stain_hue) if config.stain_hue else 0.0
     strength, ratio = _factor(rng, config.stain_strength), _factor(rng, config.stain_ratio)
     matrix = shifts.stain_matrix(strength * math.sqrt(ratio), strength / math.sqrt(ratio), hue)

@@ -57,7 +57,7 @@ class DataConfig:
     balance_target: int = 0  # images a class; 0 = median class count of the training folds
     centre_crop: float = 1.0  # side of the centred square kept, as a share of the shorter side
     white_background: bool = False  # scale each channel so that the background is 240
-    normalise_stain: bool = False  # and the dyes: nuclei and red cells as in pbc10
+    normalise_stain: bool = False  # and the dyes: nuclei and red cells within pbc10's range
     normalise_scale: bool = False  # and the magnification, where nuclei are none of pbc10's size
     flips_turns: bool = False  # one of the eight flips and quarter turns, drawn anew each time
     crop_area: tuple[float, float] = (1.0, 1.0)  # random resized crop: range of the area kept

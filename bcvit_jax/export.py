@@ -227,9 +227,9 @@ def _normalised(card: Mapping[str, Any]) -> str:
     if preprocessing.get("normalise_stain"):
         told += f""".
   Then the light absorbed, 1 − t in each channel of a pixel, is multiplied by a matrix [3, 3], the
-  same in the whole picture, that brings the colour of its nucleus to between
-  {_light(NUCLEI[0])} and {_light(NUCLEI[1])} and that of the red cells to between
-  {_light(RED_CELLS[0])} and {_light(RED_CELLS[1])}, if they are not;
+  same in the whole picture, that brings the colour of its nucleus into the range from
+  {_light(NUCLEI[0])} to {_light(NUCLEI[1])} and that of the red cells into the range from
+  {_light(RED_CELLS[0])} to {_light(RED_CELLS[1])}, or towards it where much would have to change;
   bcvit_jax.normalisation.stain_map says how"""
     if preprocessing.get("normalise_scale"):
         low, high = NUCLEUS_SIZES

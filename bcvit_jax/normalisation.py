@@ -13,7 +13,7 @@ from bcvit_jax.shifts import background, optical_density, recolour
 
 _WHITE, _DARKEST = 240.0, 80.0
 _RED, _BLUE = 0, 2
-NUCLEUS = np.array([0.494, 0.830, 0.173])  # optical density in R, G, B: pbc10's median
+NUCLEUS_DENSITY = np.array([0.494, 0.830, 0.173])  # optical density in R, G, B: pbc10's median
 # The shares of the light that nuclei and red cells absorb in R, G, B: pbc10's range, which is the
 # 2nd and the 98th percentile of its pictures.
 NUCLEI = np.array([[0.543, 0.742, 0.259], [0.758, 0.884, 0.416]])
@@ -32,14 +32,14 @@ class Normalisation:
     white_background: bool = False
     """The light's colour: each channel is scaled so that the background becomes 240."""
     normalise_stain: bool = False
-    """And the dyes': nuclei and red cells get colours that they have in pbc10, if they have not."""
+    """And the dyes': nuclei and red cells come into the range of colours that pbc10's have."""
     normalise_scale: bool = False
     """And the magnification, where the nucleus is larger or smaller than nuclei of pbc10 are.
     Within their range the size is left, since it tells a monocyte from a lymphocyte."""
 
     def __str__(self) -> str:
         colours = "white" if self.white_background else ""
-        colours = "stain2" if self.normalise_stain else colours  # 1 was by densities, to one colour
+        colours = "stain3" if self.normalise_stain else colours  # 3rd form of the map
         return " ".join(filter(None, (colours, "scale" if self.normalise_scale else "")))
 
     def fraction(self, image: Image.Image, usual: float) -> float:
@@ -58,7 +58,7 @@ class Normalisation:
     def colours(
         self, image: Image.Image, middle: tuple[float, float, float, float]
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """The change of colours, uint8 [..., 3] -> the same shape, of an RGB picture whose cell
+        """The change of colours, uint8 [h, w, 3] -> the same shape, of an RGB picture whose cell
         lies in the box `middle`, in pixels: pixel by pixel, so that it may follow a resize.
 
         The background is `shifts.background`; what is brighter than it may be clipped. A picture
@@ -103,11 +103,12 @@ def stain_map(
     Absorbed is 1 - I / B a channel, B being the background. (Reading: light, in which a camera's
     colour correction is linear, and not density, in which the dyes add up. Where a camera has made
     a nucleus black in one channel, its density there says nothing.) The two colours of
-    `stain_colours` are brought to the nearest within `NUCLEI` and `RED_CELLS`; colours within stay,
-    since a monocyte is told by its pale nucleus as well. What is at right angles to both is changed
-    by the mean of their factors, each in [0.4, 3]; no difference of colours is stretched more than
-    four times or shrunk to less than a quarter. Where no red cells are seen, the map turns the
-    nucleus's colour to the wanted one and scales.
+    `stain_colours` are brought towards the nearest within `NUCLEI` and `RED_CELLS`; colours within
+    stay, since a monocyte is told by its pale nucleus as well. What is at right angles to both is
+    scaled by the mean of their factors, each in [0.4, 3]; no difference of colours is stretched
+    more than four times or shrunk to less than a quarter. Where no red cells are seen, or their
+    colour is nearly the nucleus's (cosine > 0.995), the map turns the nucleus's colour to the
+    wanted one and scales. Noise of a pale picture grows alike, and the darkest may become black.
     """
     nucleus, red_cells = stain_colours(pixels, bright, middle)
     own, size = _unit(nucleus)
@@ -118,12 +119,10 @@ def stain_map(
     second, second_size = _unit(red_cells)
     wanted_second, wanted_second_size = _unit(np.clip(red_cells, *RED_CELLS))
     second_factor = _bounded(wanted_second_size / second_size)
-    third, wanted_third = (
-        _unit(np.cross(a, b))[0] for a, b in ((own, second), (wanted, wanted_second))
-    )
+    third = _unit(np.cross(own, second))[0]
     mean = np.sqrt(factor * second_factor)
     source = np.stack([own, second, third], axis=1)
-    target = np.stack([factor * wanted, second_factor * wanted_second, mean * wanted_third], axis=1)
+    target = np.stack([factor * wanted, second_factor * wanted_second, mean * third], axis=1)
     left, sizes, right = np.linalg.svd(target @ np.linalg.inv(source))
     return left * np.clip(sizes, _WEAKEST, _STRONGEST) @ right
 

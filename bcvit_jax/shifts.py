@@ -1,7 +1,7 @@
 """What another laboratory does to a cell image: stain, background, camera, optics, file, framing.
 
 Pure functions of one picture, uint8 [h, w, 3] -> the same shape, and `SHIFTS`, which names each
-with the strengths that `bcvit_jax.robustness` measures. Colours change in optical density,
+with the strengths that `bcvit_jax.robustness` measures. Stains change in optical density,
 OD = -log10((I + 1) / (B + 1)) a channel with B the picture's background, where the two dyes of a
 Romanowsky stain add up (Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23:291).
 """
@@ -230,7 +230,7 @@ SHIFTS = {
         0.0,
         (-60, -45, -30, -15, 15, 30, 45, 60),
         (-30, 30),
-        (-30, 30),
+        (-60, 60),
     ),
     "stain_strength": Shift(
         lambda image, s, *_: stain(image, s, s),
@@ -238,7 +238,7 @@ SHIFTS = {
         1.0,
         (0.25, 0.35, 0.5, 0.7, 1.4, 2.0, 2.8),
         (0.5, 1.4),
-        (0.5, 2.0),
+        (0.35, 2.8),
     ),
     "stain_ratio": Shift(
         lambda image, s, *_: stain(image, math.sqrt(s), 1 / math.sqrt(s)),
@@ -246,7 +246,7 @@ SHIFTS = {
         1.0,
         (0.25, 0.35, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0),
         (0.5, 2.0),
-        (0.35, 2.8),
+        (0.25, 4.0),
     ),
     "background": Shift(
         lambda image, s, *_: tint_background(image, (s / 2, 0.0, -s / 2)),
@@ -292,9 +292,9 @@ SHIFTS = {
         lambda image, s, side, _: blur(image, s / 100 * side),
         "blur, sigma in % of the view",
         0.0,
-        (0.5, 1.0, 1.5, 2.0, 3.0),
+        (0.5, 1.0, 1.5, 2.0, 3.0, 5.0),
         (1.0,),
-        (3.0,),
+        (5.0,),
     ),
     "sharpen": Shift(
         lambda image, s, side, _: sharpen(image, s, 0.01 * side),
