@@ -8,7 +8,7 @@ then holds accuracy under other laboratories' conditions beside that on the labo
 Changes: `:recipe` (none); what is taken out of every picture, `:light_left`, `:stain_left` and
 `:scale_left`; what three of four training pictures are given, `:no_dyes`, `:no_light`, `:no_focus`
 and `:no_zoom`, and `:no_changes`, none of them. `:short` before the change as in configs/pbc10.py.
-Results: not measured.
+Results of `:short`: README.
 """
 
 from configs import pbc10
