@@ -131,7 +131,7 @@ def test_gamma_is_brought_into_the_range_as_well(exponent):
 
 
 @pytest.mark.parametrize("stain", STAINS)
-def test_without_red_cells_the_nucleus_alone_is_brought_to_its_colour(stain):
+def test_without_red_cells_the_nucleus_alone_is_brought_into_its_range(stain):
     pixels, parts = cell_on((240, 240, 240), stain, red_cells=0)
     box = (26.0, 26.0, 102.0, 102.0)
     assert stain_colours(pixels, np.full(3, 240.0), box)[1] is None
@@ -197,7 +197,7 @@ def test_stain_wants_the_white_background():
         DataConfig(path="x", normalise_stain=True)
 
 
-def test_the_ranges_are_those_of_pbc10(shared_data):
+def test_the_constants_are_those_of_pbc10(shared_data):
     files = sorted((shared_data / "pbc10").rglob("*.jpg"))[::10]
     colours = []
     for path in files:
@@ -206,9 +206,12 @@ def test_the_ranges_are_those_of_pbc10(shared_data):
         colours.append(stain_colours(pixels, shifts.background(pixels), (72, 72, 288, 288)))
     none = np.full(3, np.nan)
     colours = [(dark, none if red is None else red) for dark, red in colours]
-    for own, known in zip(zip(*colours, strict=True), (NUCLEI, RED_CELLS), strict=True):
-        found = np.nanquantile(np.array(own), (0.02, 0.98), axis=0)
+    nuclei, red = (np.array(part) for part in zip(*colours, strict=True))
+    for own, known in ((nuclei, NUCLEI), (red, RED_CELLS)):
+        found = np.nanquantile(own, (0.02, 0.98), axis=0)
         assert np.abs(found - known).max() < 0.02
+    density = -np.log10(1 - np.median(nuclei, axis=0))
+    assert np.abs(density / NUCLEUS_DENSITY - 1).max() < 0.05
 
 
 def test_another_laboratorys_cells_get_into_them(shared_data):
