@@ -7,18 +7,23 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bcvit_jax import __version__
 from bcvit_jax.errors import RunError, UserError, fail
-from bcvit_jax.normalisation import NUCLEI, NUCLEUS_SIZES, RED_CELLS
 
 FORMATS = ("safetensors", "stablehlo")
 
 _HELP = """\
 Write the networks of a finished run into a folder: safetensors, config.json, model card, checksums.
+
+  python -m bcvit_jax.export --workdir runs/mine --out exported/mine
+  python -m bcvit_jax.export --workdir runs/seed0 runs/seed1 runs/seed2 --out exported/three
+
+Several networks, of --fold all or of several runs, are an ensemble: predict averages their
+probabilities, in as many times one network's time.
 
 --format stablehlo adds network.stablehlo, the network without its weights as a program for CPU and
 CUDA that needs only jax (`jax.export.deserialize`); it takes the weights of a safetensors file and
@@ -27,42 +32,44 @@ months: it is for deployment, not for keeping.
 """
 
 
-def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Path:
-    """Write the networks of `fold` (`all`: of every finished fold) of a run to the folder `out`."""
+def export(workdirs: Sequence[Path], out: Path, formats: tuple[str, ...], fold: str) -> Path:
+    """Write the networks of `fold` (`all`: of every finished fold) of runs to the folder `out`.
+
+    Networks of several runs are an ensemble too. Errors: UserError where there is no such fold, or
+    runs differ in network, preprocessing, classes or data set.
+    """
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"--format has {name!r}; it must be of {', '.join(FORMATS)}")
     # Here, so that --help answers without jax.
     from bcvit_jax import exported
+    from bcvit_jax.model_card import model_card
     from bcvit_jax.models import architecture
-    from bcvit_jax.run_files import read_classifier, read_json
+    from bcvit_jax.run_files import read_json
     from bcvit_jax.trained import restore
     from bcvit_jax.weights import safetensors_bytes, to_flat
 
-    config = read_classifier(workdir)
-    report, provenance = read_json(workdir / "report.json"), read_json(workdir / "provenance.json")
-    found = [f for f in report["folds"] if fold in ("all", "", f["fold"])]
-    names = [f["fold"] for f in report["folds"]]
-    if not found:
-        raise UserError(f"--fold is {fold}; finished folds of {workdir}: {', '.join(names)}, all")
-    if len(found) > 1 and not fold:
-        raise UserError(
-            f"{workdir} has {len(found)} finished folds; choose one with --fold "
-            f"({', '.join(names)}), or all for an ensemble"
-        )
-    class_names = tuple(report["class_names"])
+    chosen = [_chosen(workdir, fold) for workdir in workdirs]
+    class_names = _in_common(chosen)
+    count = sum(len(entries) for _, _, entries in chosen)
     files: dict[str, bytes] = {}
     networks, model = [], None
-    for entry in found:
-        network = restore(workdir, config, len(class_names), entry["fold"])
-        model = network.program.model
-        file = "model.safetensors" if len(found) == 1 else f"{entry['fold']}.safetensors"
-        files[file] = safetensors_bytes(to_flat(network.variables), {"format": "bcvit"})
-        scores = {key: entry[key] for key in ("top1", "macro_f1", "balanced_accuracy", "n")}
-        networks.append({"file": file, "held_out": entry["fold"], "step": network.step, **scores})
+    for place, (workdir, (config, _, entries)) in enumerate(zip(workdirs, chosen, strict=True)):
+        for entry in entries:
+            network = restore(workdir, config, len(class_names), entry["fold"])
+            model = network.program.model
+            file = f"{entry['fold']}.safetensors" if count > 1 else "model.safetensors"
+            if len(workdirs) > 1:
+                file = f"run{place}-{file}"
+            files[file] = safetensors_bytes(to_flat(network.variables), {"format": "bcvit"})
+            scores = {key: entry[key] for key in ("top1", "macro_f1", "balanced_accuracy", "n")}
+            made = {"file": file, "held_out": entry["fold"], "step": network.step}
+            networks.append(made | {"seed": config.seed, **scores})
     assert model is not None
+    config, report, _ = chosen[0]
     preprocessing = exported.preprocessing_of(config.data, model.image_size)
     dataset = report["run"]["dataset"]
+    commits = {read_json(workdir / "provenance.json").get("commit"): None for workdir in workdirs}
     card = {
         "format": exported.FORMAT,
         "version": __version__,
@@ -75,15 +82,77 @@ def export(workdir: Path, out: Path, formats: tuple[str, ...], fold: str) -> Pat
         "networks": networks,
         "parameters": report["run"]["training"]["parameters"],
         "dataset": {k: dataset.get(k) for k in ("fingerprint", "donor_separated", "group_kind")},
-        "commit": provenance.get("commit"),
+        "commit": ", ".join(map(str, commits)) if any(commits) else None,
     }
     files["config.json"] = (json.dumps(card, indent=1) + "\n").encode()
     files["preprocessor_config.json"] = _preprocessor(preprocessing)
-    files["README.md"] = model_card(card, report).encode()
+    pooled = _judged(workdirs, [[e["fold"] for e in entries] for _, _, entries in chosen])
+    files["README.md"] = model_card(card, [report for _, report, _ in chosen], pooled).encode()
     if "stablehlo" in formats:
         files["network.stablehlo"] = stablehlo(model)
     exported.write_folder(out, files)
     return out
+
+
+def _chosen(workdir: Path, fold: str) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
+    """A run's settings, its report, and the report's entries of the folds to export."""
+    from bcvit_jax.run_files import read_classifier, read_json
+
+    config, report = read_classifier(workdir), read_json(workdir / "report.json")
+    names = [entry["fold"] for entry in report["folds"]]
+    found = [entry for entry in report["folds"] if fold in ("all", "", entry["fold"])]
+    if not found:
+        raise UserError(f"--fold is {fold}; finished folds of {workdir}: {', '.join(names)}, all")
+    if len(found) > 1 and not fold:
+        raise UserError(
+            f"{workdir} has {len(found)} finished folds; choose one with --fold "
+            f"({', '.join(names)}), or all for an ensemble"
+        )
+    return config, report, found
+
+
+def _in_common(chosen) -> tuple[str, ...]:
+    """The class names; UserError where runs could not be averaged or their figures not be told."""
+    from bcvit_jax.exported import preprocessing_of
+    from bcvit_jax.program import network_config
+
+    def told(config, report, _):
+        names = tuple(report["class_names"])
+        network = network_config(config, len(names))
+        return {
+            "network": network,
+            "preprocessing": preprocessing_of(config.data, network.image_size),
+            "classes": names,
+            "data set": report["run"]["dataset"].get("fingerprint"),
+        }
+
+    first, *others = (told(*run) for run in chosen)
+    for other in others:
+        if differ := [name for name in first if first[name] != other[name]]:
+            raise UserError(
+                f"the runs of --workdir differ in {', '.join(differ)}; an ensemble needs runs that "
+                "differ in seed, folds or training alone"
+            )
+    return first["classes"]
+
+
+def _judged(workdirs: Sequence[Path], folds: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Figures over every held-out cell, from the mean of the networks not trained on it."""
+    from bcvit_jax.metrics import add, summarise
+    from bcvit_jax.predictions import load_predictions
+
+    whole = None
+    for fold in dict.fromkeys(name for names in folds for name in names):
+        found = [
+            load_predictions(workdir / fold / "predictions")
+            for workdir, names in zip(workdirs, folds, strict=True)
+            if fold in names
+        ]
+        mean = sum(each.probabilities for each in found) / len(found)
+        counts = dataclasses.replace(found[0], probabilities=mean).count()
+        whole = counts if whole is None else add(whole, counts)
+    assert whole is not None
+    return summarise(whole, found[0].class_names)
 
 
 def stablehlo(model) -> bytes:
@@ -132,135 +201,6 @@ def _preprocessor(preprocessing) -> bytes:
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
-def model_card(card: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """README.md of an exported folder, filled from the run's report.json."""
-    model, run = card["model"], report["run"]
-    pooled = report["pooled"]
-    rows = "\n".join(
-        f"| {row['name']} | {_figure(row['precision'])} | {_figure(row['recall'])} | "
-        f"{_figure(row['f1'])} | {row['n']} |"
-        for row in pooled["classes"]
-    )
-    folds = "\n".join(
-        f"| {network['held_out']} | {_figure(network['top1'])} | {_figure(network['macro_f1'])} | "
-        f"{network['n']} |"
-        for network in card["networks"]
-    )
-    several = len(card["networks"]) > 1
-    names = ", ".join(card["class_names"])
-    classes = "class (all folds of the run)"
-    kind = "An ensemble of networks, one a held-out fold" if several else "A network"
-    ensemble = (
-        "\nThe ensemble itself has no figure: every cell of the data set trained some of its "
-        "networks.\n"
-        if several
-        else ""
-    )
-    training = run["config"]
-    return f"""\
-# {card["title"]}
-
-{kind} that tells {len(card["class_names"])} classes of blood cells apart, trained with bcvit
-{card["version"]} (Sun et al. 2022, doi 10.7507/1001-5515.202203008).
-
-{report["notice"]}
-
-## Details
-
-- Input: {model["image_size"]}×{model["image_size"]} pixels, RGB in [−1, 1]{_normalised(card)}.
-- {_sizes(card)}
-- Classes: {names}.
-
-## Uses
-
-Research on pre-classified differentials that a person reviews. Probabilities are the softmax of the
-logits and are not calibrated.
-
-## Limits
-
-{report["donor_statement"]} The figures say nothing of another laboratory's stain, camera or
-patients; score the network there first (`python -m bcvit_jax.predict --data`). Whatever is none of
-the classes gets one of them all the same.
-
-## How to start
-
-    python -m bcvit_jax.predict --model . IMAGES --out results.csv
-
-```python
-from bcvit_jax.exported import from_pretrained
-
-classifier = from_pretrained(".")
-step = classifier.predict_step()
-images = classifier.preprocessing(picture)[None]  # uint8 [h, w, 3] -> [1, s, s, 3]
-logits, kept = step(classifier.params, images)
-```
-
-`sha256sum -c {SUMS_NAME}` verifies the files.
-
-## Training
-
-{training["epochs"]} epochs, batch {training["batch_size"]}, {training["optimizer"]["name"]}, seed
-{training["seed"]}. Data set: fingerprint `{card["dataset"]["fingerprint"]}`. Code: commit
-`{card["commit"]}`.
-
-## Evaluation
-
-Cells of folds that the network was not trained on.
-
-| fold | top-1 | macro-F1 | n |
-|---|---|---|---|
-{folds}
-{ensemble}
-| {classes} | precision | recall | F1 | n |
-|---|---|---|---|---|
-{rows}
-"""
-
-
-def _normalised(card: Mapping[str, Any]) -> str:
-    preprocessing = card["preprocessing"]
-    told = ""
-    if preprocessing["white_background"]:
-        told = """.
-  First each channel becomes 240 t, where t is its value over the background's, the channel's 95th
-  percentile in the whole picture (80 at least)"""
-    if preprocessing.get("normalise_stain"):
-        told += f""".
-  Then the light absorbed, 1 − t in each channel of a pixel, is multiplied by a matrix [3, 3], the
-  same in the whole picture, that brings the colour of its nucleus into the range from
-  {_light(NUCLEI[0])} to {_light(NUCLEI[1])} and that of the red cells into the range from
-  {_light(RED_CELLS[0])} to {_light(RED_CELLS[1])}, or towards it where much would have to change;
-  bcvit_jax.normalisation.stain_map says how"""
-    if preprocessing.get("normalise_scale"):
-        low, high = NUCLEUS_SIZES
-        told += f""".
-  Of a picture whose nucleus is as large as a square of more than {high:g} (or less than {low:g}) of
-  the shorter side more (or less) than usual is looked at: bcvit_jax.normalisation.Normalisation"""
-    return told
-
-
-def _light(absorbed) -> str:
-    return f"({', '.join(f'{share:g}' for share in absorbed)})"
-
-
-def _sizes(card: Mapping[str, Any]) -> str:
-    """The network in a sentence."""
-    model, parameters = card["model"], f"{card['parameters']:,} parameters a network"
-    if card["architecture"] != "BCViT":
-        return f"{card['network']} with {model['norm']} norm, {parameters}."
-    return (
-        f"{model['patch_size']}-pixel patches at stride {model['stride']}, width {model['width']}, "
-        f"{model['depth']} blocks,\n  {model['heads']} heads, {parameters}, {model['activation']}."
-    )
-
-
-SUMS_NAME = "SHA256SUMS"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def main(arguments: list[str]) -> int:
     """The command line's work; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -268,7 +208,13 @@ def main(arguments: list[str]) -> int:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        required=True,
+        nargs="+",
+        help="folder of a finished run; several are averaged",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--format", default="safetensors", help=f"of {', '.join(FORMATS)}")
     parser.add_argument("--fold", default="", help="the held-out fold, or all for an ensemble")

@@ -130,7 +130,7 @@ def test_a_run_is_exported_and_predicts_the_same_elsewhere(tiny_dataset, tmp_pat
     values |= dict(data={"path": str(tiny_dataset), "threads": 1})
     values |= dict(loss={"contrastive": 0.0}, optimizer={"learning_rate": 0.05})
     experiment.run(values, tmp_path / "run", Signals())
-    out = export.export(tmp_path / "run", tmp_path / "out", ("safetensors", "stablehlo"), "fold0")
+    out = export.export([tmp_path / "run"], tmp_path / "out", ("safetensors", "stablehlo"), "fold0")
     classifier = from_pretrained(out)
     assert "resnet18 with batch norm, " in (out / "README.md").read_text()
     flat = to_flat(classifier.params[0])

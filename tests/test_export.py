@@ -137,6 +137,43 @@ def test_an_ensemble_gives_the_mean_probability(trained, tmp_path):
     assert "The ensemble itself has no figure" in card
 
 
+def test_runs_of_several_seeds_are_averaged_and_scored_where_none_was_trained(
+    trained, tiny_dataset, tmp_path
+):
+    """The card's figures are those of predict on the fold that all of them held out."""
+    changes = CHANGES | {"folds": "(0,)", "epochs": 2, "seed": 5}
+    other = train(tmp_path / "other", tiny_dataset, data__cache_size=40, **changes)
+    words = ["--workdir", trained, other, "--out", tmp_path / "two", "--fold", "fold0"]
+    assert export.main(list(map(str, words))) == 0
+    classifier = from_pretrained(tmp_path / "two")
+    assert [(n["held_out"], n["seed"]) for n in classifier.card["networks"]] == [
+        ("fold0", 0),
+        ("fold0", 5),
+    ]
+    words = ["--model", tmp_path / "two", "--data", tiny_dataset, "--folds", "fold0"]
+    assert predict.main([*map(str, words), "--out", str(tmp_path / "r.csv")]) == 0
+    runs = [load_predictions(run / "fold0/predictions") for run in (trained, other)]
+    mean = np.mean([each.probabilities for each in runs], axis=0)
+    together = load_predictions(tmp_path / "r")
+    assert list(together.source) == list(runs[0].source)
+    np.testing.assert_allclose(together.probabilities, mean, rtol=0, atol=1e-5)
+    top1 = float(np.mean(mean.argmax(1) == runs[0].label))
+    card = (tmp_path / "two/README.md").read_text()
+    assert f"| all together | fold0 | {top1:.3f} |" in card
+    assert "4 epochs, batch 8, sgd, seed 0." in card and "2 epochs, batch 8, sgd, seed 5." in card
+
+
+def test_runs_that_cannot_be_averaged_are_refused(trained, tiny_dataset, tmp_path, capsys):
+    changes = CHANGES | {"folds": "(0,)", "epochs": 1, "data.normalise_scale": False}
+    other = train(tmp_path / "other", tiny_dataset, data__cache_size=40, **changes)
+    words = ["--workdir", trained, other, "--out", tmp_path / "two", "--fold", "fold0"]
+    capsys.readouterr()  # the training's
+    assert export.main(list(map(str, words))) == 2
+    err = capsys.readouterr().err
+    assert "the runs of --workdir differ in preprocessing;" in err and err.count("\n") == 1
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_prediction_from_all_turns_is_their_mean_and_knows_no_upside(trained, folder, tmp_path):
     """Of one network and of an ensemble; kept are the patches of the picture as it came."""
     words = ["--workdir", trained, "--out", tmp_path / "both", "--fold", "all"]
@@ -179,7 +216,8 @@ def test_the_model_card_tells_what_the_report_told(trained, folder):
         json.loads((trained / "report.json").read_text()),
     )
     entry = next(fold for fold in report["folds"] if fold["fold"] == "fold0")
-    assert f"| fold0 | {entry['top1']:.3f} | {entry['macro_f1']:.3f} | {entry['n']} |" in card
+    figures = f"{entry['top1']:.3f} | {entry['macro_f1']:.3f} | {entry['n']}"
+    assert f"| model.safetensors | fold0 | {figures} |" in card
     for heading in ("Details", "Uses", "Limits", "How to start", "Training", "Evaluation"):
         assert f"\n## {heading}\n" in card
     assert report["donor_statement"] in card.replace("\n", " ") and "DISC" in card
