@@ -31,7 +31,7 @@ STAIN = Normalisation(white_background=True, normalise_stain=True)
 STAINS = {
     "pbc10": (NUCLEUS_DENSITY, (0.092, 0.140, 0.086)),
     "pale": ((0.21, 0.37, 0.03), (0.04, 0.10, 0.08)),
-    "purple": ((0.40, 1.00, 0.13), (0.10, 0.19, 0.12)),
+    "purple": ((0.40, 1.00, 0.13), (0.12, 0.23, 0.14)),
 }
 
 
@@ -91,6 +91,19 @@ def test_every_stain_gets_pbc10s_colours(stain, background):
         assert within(np.median(found[parts[name]], axis=0), wanted), name
         was_within = within(np.median(plain[parts[name]], axis=0), wanted)
         assert was_within == (stain == "pbc10"), name
+
+
+def test_haze_between_the_red_cells_does_not_pass_for_them():
+    """More of it than of red cells: taken for their colour, it would make them too strong."""
+    pixels, parts = cell_on((240, 240, 240), "pale")
+    haze = ~np.any(list(parts.values()), axis=0)
+    haze[:24] = haze[-24:] = False
+    assert haze.sum() > 1.5 * parts["red cells"].sum()
+    density = 0.35 * np.array(STAINS["pale"][1])
+    pixels[haze] = (pixels[haze] * 10**-density).astype(np.uint8)
+    found = normalised(pixels)
+    assert within(np.median(found[parts["red cells"]], axis=0), RED_CELLS)
+    assert np.median(found[haze], axis=0).min() > 200
 
 
 def test_colours_within_pbc10s_range_stay():
