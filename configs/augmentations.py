@@ -7,15 +7,17 @@ Then `python -m bcvit_jax.robustness --workdir RUN` for every run, and the sweep
 then holds accuracy under other laboratories' conditions beside that on the laboratory's own cells.
 Changes: `:recipe` (none); what is taken out of every picture, `:light_left`, `:stain_left` and
 `:scale_left`; what three of four training pictures are given, `:no_dyes`, `:no_focus`
-and `:no_zoom`, and `:no_changes`, none of them; `:light` changes their light as well, which the
-recipe does not, since it made nothing better. `:short` before the change as in configs/pbc10.py.
-Results of `:short`: README.
+and `:no_zoom`, and `:no_changes`, none of them; `:light` changes their light as well and
+`:strong_dyes` their dyes twice as much, which made nothing better. `:short` before the change as
+in configs/pbc10.py. Results of `:short`: README.
 """
 
 from configs import pbc10
 
 _DYES = {"stain_hue": 0.0, "stain_ratio": (1.0, 1.0), "channel_mix": 0.0}
 _DYES |= {"stain_strength": (1.0, 1.0)}
+_STRONG = {"stain_hue": 0.15, "stain_ratio": (0.35, 2.8), "channel_mix": 0.25}
+_STRONG |= {"stain_strength": (0.5, 2.0)}
 _LIGHT = {"background": 0.15, "white_balance": 0.3, "gamma": (0.6, 1.6), "grey": 0.5}
 _LIGHT |= {"stray_light": 1.2}
 _FOCUS = {"blur": 0.0, "sharpen": 0.0, "noise": 0.0, "jpeg": 0}
@@ -26,6 +28,7 @@ _CHANGES = {
     "stain_left": {"normalise_stain": False},
     "scale_left": {"normalise_scale": False},
     "no_dyes": {f"augment.{name}": off for name, off in _DYES.items()},
+    "strong_dyes": {f"augment.{name}": strength for name, strength in _STRONG.items()},
     "light": {f"augment.{name}": strength for name, strength in _LIGHT.items()},
     "no_focus": {f"augment.{name}": off for name, off in _FOCUS.items()},
     "no_zoom": {f"augment.{name}": off for name, off in _ZOOM.items()},

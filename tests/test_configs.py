@@ -165,6 +165,7 @@ def test_augmentations_take_one_kind_away_and_name_every_change():
     assert sum(map(len, kinds)) == len(set.union(*kinds)) == len(off["no_changes"])
     assert set.union(*kinds) == off["no_changes"]
     assert off["light"] == {f.name for f in fields} - {"share"} - off["no_changes"]
+    assert off["strong_dyes"] == off["no_dyes"]
     assert not each["no_changes"].augment.recolours and not each["no_changes"].augment.degrades
     left = {name: (data.white_background, data.normalise_stain) for name, data in each.items()}
     assert left.pop("light_left") == (False, False) and left.pop("stain_left") == (True, False)
