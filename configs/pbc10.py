@@ -8,7 +8,7 @@
 Light, dyes and magnification are taken out of every picture, and three of four training pictures
 are changed as other laboratories might make them (`config.data.augment`); `:plain` leaves both
 away. `:short` takes 3 epochs instead of 20, for comparisons, and `:short,plain` is both. 20 epochs
-take 35 minutes of one core with AVX512-BF16. Results: README. (`:plain` was measured in float32,
+take 31 minutes of one core with AVX512-BF16. Results: README. (`:plain` was measured in float32,
 with a wider first layer, stem (64, 128): top-1 0.8578, 0.8440 and 0.8440 on fold 0, seeds 0, 1, 2,
 in 30 minutes a run.)
 """
