@@ -7,9 +7,9 @@ Then `python -m bcvit_jax.robustness --workdir RUN` for every run, and the sweep
 then holds accuracy under other laboratories' conditions beside that on the laboratory's own cells.
 Changes: `:recipe` (none); what is taken out of every picture, `:light_left`, `:stain_left` and
 `:scale_left`; what three of four training pictures are given, `:no_dyes`, `:no_focus`
-and `:no_zoom`, and `:no_changes`, none of them; `:light` changes their light as well and
-`:strong_dyes` their dyes twice as much; neither was worth what it cost at home. `:short` before
-the change as in configs/pbc10.py. Results of `:short`: README.
+and `:no_zoom`, and `:no_changes`, none of them; `:light` changes their light as well, which helped
+no other laboratory's cells, and `:strong_dyes` their dyes twice as much, which cost 0.03 at home.
+`:short` before the change as in configs/pbc10.py. Results of `:short`: README.
 """
 
 from configs import pbc10

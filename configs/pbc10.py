@@ -66,7 +66,8 @@ def get_config(variant: str = ""):
         config.data.crop_area = (0.9, 1.0)
         config.data.augment.share = 0.75  # with all pictures changed, three epochs learn little
         # Since red cells alone, and no haze, say what the dyes were, little of them is left to
-        # change: twice as strong changes cost 0.03 at home and helped closely cut cells alone (README).
+        # change: twice as strong changes cost 0.03 at home and helped closely cut cells alone
+        # (README).
         config.data.augment.stain_hue = 0.08
         config.data.augment.stain_strength = (0.65, 1.5)
         config.data.augment.stain_ratio = (0.55, 1.8)
