@@ -5,8 +5,8 @@
     python -m bcvit_jax.sweep --config=configs/ablations.py:short --out runs/ablations
 
 The recipe is the paper's (`configs/base.py`); the word `:pbc10` before the change takes
-`configs/pbc10.py` instead, and `:short` the same in minutes on two CPU cores. Changes: `:bcvit`
-(none); Table 5, patches of 16 or 32 pixels, overlapping or side by side: `:patch16_apart`,
+`configs/pbc10.py` instead, and `:short` or `:six` the same in minutes on two CPU cores. Changes:
+`:bcvit` (none); Table 5, patches of 16 or 32 pixels, overlapping or side by side: `:patch16_apart`,
 `:patch32_overlap`, `:patch32_apart`; Table 6: `:no_contrastive`, `:vit`, `:vit_no_contrastive`; the
 selection alone: `:no_selection`; the readings: `:squeeze_mean`, `:squeeze_entropy`,
 `:gradient_none`, `:literal` (both of the paper's words), `:last_block` (11+1 blocks); `:leaky`,
@@ -36,7 +36,7 @@ _CHANGES = {
     "last_block": {"model.selection_depth": "last"},
     "leaky": {"data.protocol": "paper"},
 }
-_BASES = ("pbc10", "short")
+_BASES = ("pbc10", *pbc10.EPOCHS)
 
 
 def variants() -> list[str]:
@@ -45,7 +45,7 @@ def variants() -> list[str]:
 
 
 def get_config(variant: str = ""):
-    """A recipe with one change: "", `CHANGE`, `pbc10,CHANGE` or `short,CHANGE`."""
+    """A recipe with one change: "", `CHANGE`, `pbc10,CHANGE`, `short,CHANGE` or `six,CHANGE`."""
     words = variant.split(",") if variant else []
     changes = [word for word in words if word not in _BASES] or ["bcvit"]
     unknown = [word for word in changes if word not in _CHANGES]
@@ -53,11 +53,11 @@ def get_config(variant: str = ""):
         known = ", ".join([*_CHANGES, *_BASES])
         raise ValueError(
             f"configs/ablations.py has no variant {variant!r}; it knows {known}; one change may "
-            "follow pbc10 or short, as in short,no_selection"
+            "follow pbc10, short or six, as in short,no_selection"
         )
     config = base.get_config()
     if set(words) & set(_BASES):
-        config = pbc10.get_config("short" if "short" in words else "")
+        config = pbc10.get_config(",".join(word for word in words if word in pbc10.EPOCHS))
     config.title = f"{changes[0]}, an ablation of {config.title}"
     config.update_from_flattened_dict(_CHANGES[changes[0]])
     return config

@@ -9,7 +9,7 @@ Changes: `:recipe` (none); what is taken out of every picture, `:light_left`, `:
 `:scale_left`; what three of four training pictures are given, `:no_dyes`, `:no_focus`
 and `:no_zoom`, and `:no_changes`, none of them; `:light` changes their light as well, which helped
 no other laboratory's cells, and `:strong_dyes` their dyes twice as much, which cost 0.03 at home.
-`:short` before the change as in configs/pbc10.py. Results of `:short`: README.
+`:short` and `:six` before the change as in configs/pbc10.py. Results of `:short`: README.
 """
 
 from configs import pbc10
@@ -42,15 +42,16 @@ def variants() -> list[str]:
 
 
 def get_config(variant: str = ""):
-    """configs/pbc10.py with one change: "", `CHANGE`, or `short,CHANGE`."""
+    """configs/pbc10.py with one change: "", `CHANGE`, `short,CHANGE` or `six,CHANGE`."""
     words = variant.split(",") if variant else []
-    changes = [word for word in words if word != "short"] or ["recipe"]
+    changes = [word for word in words if word not in pbc10.EPOCHS] or ["recipe"]
     if len(changes) > 1 or changes[0] not in _CHANGES:
         raise ValueError(
             f"configs/augmentations.py has no variant {variant!r}; it knows "
-            f"{', '.join(_CHANGES)}, short; one change may follow short, as in short,no_zoom"
+            f"{', '.join(_CHANGES)}, short, six; one change may follow short or six, as in "
+            "short,no_zoom"
         )
-    config = pbc10.get_config("short" if "short" in words else "")
+    config = pbc10.get_config(",".join(word for word in words if word in pbc10.EPOCHS))
     config.title = f"{changes[0]}, changed pictures of {config.title}"
     config.data.update_from_flattened_dict(_CHANGES[changes[0]])
     return config

@@ -10,9 +10,9 @@ Table 3, the networks beside BCViT with the same images, pixels and minutes:
 
 Variants: `:vgg16`, `:resnet18`, `:resnet50` (also without a variant), `:seresnet50`,
 `:resnext50_32x4d`, `:efficientnet_b0`, and `:bcvit`, which is `configs/pbc10.py`; `,groupnorm`
-takes group norm for batch norm, `,short` and `,plain` are those of configs/pbc10.py. Data, pixels,
-epochs and batch are that file's too; with `,minutes` the whole epochs (one at least) that a CPU
-core with AVX512-BF16 does in BCViT's time. Cross-entropy alone, with warm-up and cosine.
+takes group norm for batch norm, `,short`, `,six` and `,plain` are those of configs/pbc10.py. Data,
+pixels, epochs and batch are that file's too; with `,minutes` the whole epochs (one at least) that a
+CPU core with AVX512-BF16 does in BCViT's time. Cross-entropy alone, with warm-up and cosine.
 Optimizers were chosen on fold 1, trained on folds 2-4, `,short,minutes` at `e73b8f1` (two epochs of
 ResNet-18, three of EfficientNet), seed 0: ResNet-18 0.639 with AdamW at 2e-3 and 0.592 with SGD at
 0.05 (Muon, BCViT's own, takes nearly half of its images a second); EfficientNet 0.553 with Muon at
@@ -44,13 +44,13 @@ def get_config(variant: str = ""):
     name, own = names[0], set(more) & {"groupnorm", "minutes"}
     if (
         len(names) > 1
-        or set(more) - own - {"short", "plain"}
+        or set(more) - own - {*pbc10.EPOCHS, "plain"}
         or (name == "bcvit" and "groupnorm" in own)
     ):
         raise ValueError(
             f"configs/baselines.py has no variant {variant!r}; it knows "
-            f"{', '.join(variants())}; behind each may stand ,short ,plain ,minutes and, but for "
-            "bcvit, ,groupnorm"
+            f"{', '.join(variants())}; behind each may stand ,short or ,six, ,plain, ,minutes and, "
+            "but for bcvit, ,groupnorm"
         )
     base = ",".join(word for word in more if word not in own)
     config = pbc10.get_config(base)

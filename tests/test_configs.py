@@ -125,9 +125,10 @@ def test_in_bfloat16_every_block_calls_cudnns_fused_attention(on_gpu, monkeypatc
 
 
 def test_baselines_share_pbc10s_data_and_length():
-    for variant in ("vgg16", "efficientnet_b0,groupnorm", "resnext50_32x4d,short"):
+    variants = ("vgg16", "efficientnet_b0,groupnorm", "resnext50_32x4d,short", "resnet18,six")
+    for variant in variants:
         words = variant.split(",")
-        theirs = to_dict(run_config("pbc10", "short" if "short" in words else ""))
+        theirs = to_dict(run_config("pbc10", ",".join({"short", "six"} & set(words))))
         ours = to_dict(run_config("baselines", variant))
         for part in theirs.keys() - {"title", "model", "optimizer", "loss"}:
             assert ours[part] == theirs[part]
@@ -152,6 +153,7 @@ def test_augmentations_take_one_kind_away_and_name_every_change():
     names = importlib.import_module("configs.augmentations").variants()
     each = {name: run_config("augmentations", f"short,{name}").data for name in names}
     assert each["recipe"] == recipe
+    assert run_config("augmentations", "six,light").epochs == 6
     fields = dataclasses.fields(recipe.augment)
     off = {
         name: {
@@ -222,11 +224,13 @@ def test_pbc10_plain_changes_the_pictures_and_nothing_else():
     assert run_config("pbc10", "plain").data.augment == OFF
     assert len(run_config("pbc10").data.augment.changes) >= 10
     short, both = run_config("pbc10", "short"), run_config("pbc10", "short,plain")
-    assert (short.epochs, both.epochs) == (3, 3)
+    assert (short.epochs, both.epochs, run_config("pbc10", "plain,six").epochs) == (3, 3, 6)
     assert both.data == run_config("pbc10", "plain").data
 
 
-@pytest.mark.parametrize(("name", "words"), [("base", ""), ("pbc10", ""), ("pbc10", "short")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("base", ""), ("pbc10", ""), ("pbc10", "short"), ("pbc10", "six")]
+)
 def test_an_ablation_changes_one_part_of_its_recipe(name, words):
     plain = network_and_recipe(run_config(name, words))
     prefix = f"{words or name}," if name == "pbc10" else ""
@@ -269,9 +273,9 @@ def test_the_papers_smallest_networks_have_the_sizes_that_the_file_tells():
         )
 
 
-@pytest.mark.parametrize("variant", ["shrt", "short,plian"])
+@pytest.mark.parametrize("variant", ["shrt", "short,plian", "short,six"])
 def test_an_unknown_variant_of_pbc10_is_named(variant):
-    with pytest.raises(ValueError, match=rf"'{variant.split(',')[-1]}'; it knows short, plain"):
+    with pytest.raises(ValueError, match=rf"'{re.escape(variant)}'; it knows short, six"):
         get_config("pbc10", variant)
 
 
