@@ -126,7 +126,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
         "batch_size": (config.batch_size >= 1, "be at least 1"),
         "eval_batch_size": (config.eval_batch_size >= 1, "be at least 1"),
         "log_steps": (config.log_steps >= 1, "be at least 1"),
-        "checkpoint_epochs": (config.checkpoint_epochs > 0, "be above 0"),
+        "checkpoint_epochs": (0 < config.checkpoint_epochs < math.inf, "be above 0"),
         "seed": (0 <= config.seed < 2**31, "lie in [0, 2**31)"),
         "optimizer.name": (
             optimizer.name in ("sgd", "adamw", "muon"),

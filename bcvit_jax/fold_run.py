@@ -24,6 +24,12 @@ def check_run(config: RunConfig, dataset: CellDataset) -> None:
         check_folds(dataset, config.folds)
     if config.train_folds:
         check_folds(dataset, config.train_folds)
+    if len(dataset.class_names) < 2 and not config.mae.ratio:
+        name = ", ".join(dataset.class_names)
+        raise UserError(
+            f"{config.data.path} has one class, {name}; a classifier needs two: give "
+            "data_prep.build the folder whose own folders are the classes"
+        )
     network = network_config(config, len(dataset.class_names))
     _check_layers(config, network)
     if config.weights.path:
@@ -37,6 +43,12 @@ def check_run(config: RunConfig, dataset: CellDataset) -> None:
             )
         if not train_folds(config, dataset, fold):
             raise UserError(f"nothing is left to train on beside fold {fold}; name fewer folds")
+    size = network.image_size
+    if 0 < config.data.cache_size < size:
+        raise UserError(
+            f"config.data.cache_size is {config.data.cache_size}, less than the network's "
+            f"{size} pixels, so that it would see enlarged pictures; make it 0 or at least {size}"
+        )
     devices = jax.device_count()
     for name in ("batch_size", "eval_batch_size"):
         value = getattr(config, name)

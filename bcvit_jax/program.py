@@ -22,6 +22,7 @@ from bcvit_jax.models import (
     model_config,
     scale,
 )
+from bcvit_jax.models.stacking import is_stacked, stack, unstack
 from bcvit_jax.optimizer import make_optimizer
 
 
@@ -46,6 +47,11 @@ class Program:
 
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, Mapping[str, Any], jax.Array], tuple[State, dict]]
+    """Takes parameters as they are or stacked, which takes less memory, and leaves them so."""
+    stack: Callable[[Any], Any]
+    """Parameters stacked for training (`models.stacking`)."""
+    unstack: Callable[[Any], Any]
+    """Stacked parameters as they were: all else takes them so."""
     predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
     """Of a state's `variables` and images: logits and kept; in pretraining `mae.pictures`."""
     model: NetworkConfig
@@ -146,15 +152,18 @@ def make_program(
 
         def loss(params):
             # A copy: the state's own variables can't change below the gradient.
-            network = nnx.merge(graph, _variables(params, state.statistics), copy=True)
+            network = nnx.merge(graph, _variables(unstack(params), state.statistics), copy=True)
             total, parts = objective(network, batch, key)
             return total, ({"loss": total, **parts}, _statistics(network))
 
         (_, (metrics, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        gradient, params = unstack(gradient), unstack(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(params, updates)
+        if is_stacked(state.params):
+            params = stack(params)
         return State(state.step + 1, params, opt_state, statistics), metrics
 
     def predict_step(variables, images):
@@ -178,6 +187,8 @@ def make_program(
             in_shardings=(everywhere, by_batch, everywhere),
             out_shardings=everywhere,
         ),
+        jax.jit(stack, out_shardings=everywhere),
+        jax.jit(unstack, out_shardings=everywhere),
         jax.jit(predict_step, in_shardings=(everywhere, by_batch), out_shardings=everywhere),
         model,
     )
@@ -186,6 +197,11 @@ def make_program(
 def make_mesh() -> Mesh:
     """All devices in one axis, which splits the batch."""
     return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+
+
+def shareable(batch_size: int) -> int:
+    """The batch that is no smaller and that all devices can share equally."""
+    return -(-batch_size // jax.device_count()) * jax.device_count()
 
 
 def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,7 @@
 """Training: the loop over one held-out fold, its checkpoints and its predictions."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +82,8 @@ def fit(
             jax.eval_shape(program.init, key),
         )
         batch = abstract_batch(config.batch_size, size)
-        compiling = beside.submit(compiled, program.train_step, abstract, batch, key)
+        training = abstract._replace(params=jax.eval_shape(program.stack, abstract.params))
+        compiling = beside.submit(compiled, program.train_step, training, batch, key)
         found = run.checkpoints.restore(abstract)
         if found is None:
             begin = _Begin(0, {}, [])
@@ -91,7 +93,8 @@ def fit(
             begin = _Begin(step, extra["seconds"], extra["unlogged"])
             stream.set_state(extra["stream"])
             run.say(f"{run.name}: going on after step {step} of {steps}")
-        train_step = compiling.result()
+        state = state._replace(params=program.stack(state.params))
+        program = dataclasses.replace(program, train_step=compiling.result())
     goodput.add(begin.seconds)
     journal.start(run.name, begin.step)
 
@@ -101,7 +104,7 @@ def fit(
 
     with contextlib.closing(stream):
         state = _loop(
-            *(run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch),
+            *(run, journal, program, state, key, stream, begin, steps, steps_per_epoch),
             *(goodput, saved),
         )
     return program, state, steps
@@ -130,6 +133,8 @@ def _begin_with(run: FoldRun, program: Program, state: State) -> State:
     flat, report = pretrained_weights(config, program.model, path)
     fresh = sorted({name.partition(".")[0] for name in report.fresh})
     run.say(f"weights: {report.family} from {path}; fresh: {', '.join(fresh)}")
+    if report.pixels:
+        run.say(f"weights: {report.pixels}")
 
     def chosen(path, leaf):
         value = flat.get(name_of(path))
@@ -151,7 +156,7 @@ class _Begin(NamedTuple):
 
 
 def _loop(
-    run, journal, train_step, state, key, stream, begin, steps, steps_per_epoch, goodput, after_save
+    run, journal, program, state, key, stream, begin, steps, steps_per_epoch, goodput, after_save
 ) -> State:
     """Steps to `steps`; metrics are fetched one step late, so the device never waits."""
     config, checkpoints = run.config, run.checkpoints
@@ -193,7 +198,8 @@ def _loop(
             bar.set_postfix(shown, refresh=False)
             unlogged, logged, clock = [], step, now
 
-    def save(step: int) -> None:
+    def save(step: int) -> State:
+        """What was saved."""
         nonlocal saved
         if not all_finite(state):
             raise diverged(step, "a weight is not finite")
@@ -204,8 +210,10 @@ def _loop(
             "seconds": goodput.seconds,
             "unlogged": unlogged,
         }
-        checkpoints.save(step, state, extra)
+        whole = state._replace(params=program.unstack(state.params))
+        checkpoints.save(step, whole, extra)
         saved = step
+        return whole
 
     def next_batch():
         """The device waits for it where it has done the step before when the batch comes."""
@@ -218,19 +226,20 @@ def _loop(
     with bar, run.signals.deferred(), goodput.spend("step"):
         for step in range(begin.step + 1, steps + 1):
             batch = next_batch()
-            state, metrics = train_step(state, batch, key)
+            state, metrics = program.train_step(state, batch, key)
             settle()
             pending = (step, metrics)
             stopping = _stopping(run, step)
             if step % every == 0 or step == steps or stopping:
                 settle()
                 with goodput.spend("checkpoint"):
-                    save(step)
+                    whole = save(step)
                 if not stopping:
-                    after_save(state)
+                    after_save(whole)
+                del whole
             if stopping:
                 raise Stop(f"{run.name}: saved after step {step} of {steps}")
-    return state
+    return state._replace(params=program.unstack(state.params))
 
 
 def _stopping(run: FoldRun, step: int) -> bool:

@@ -36,6 +36,7 @@ def train() -> dict[str, list[float]]:
     program = make_program(run_config(), 5, steps_per_epoch=5, steps=STEPS, mesh=mesh)
     key = jax.random.key(3)
     state = program.init(key)
+    state = state._replace(params=program.stack(state.params))
     batches = to_devices((random_batch(BATCH, seed=seed) for seed in range(STEPS)), mesh)
     history: dict[str, list[float]] = {}
     for batch in batches:
@@ -55,6 +56,7 @@ def exchanged() -> dict[str, Any]:
     program = make_program(run_config(depth=1), 5, steps_per_epoch=5, steps=1, mesh=make_mesh())
     key = jax.random.key(3)
     state = jax.eval_shape(program.init, key)
+    state = state._replace(params=jax.eval_shape(program.stack, state.params))
     step: Any = program.train_step
     text = step.lower(state, random_batch(BATCH), key).compile().as_text()
     found = []
@@ -91,6 +93,7 @@ def pretraining_losses() -> list[float]:
     mesh, key, losses = make_mesh(), jax.random.key(3), []
     program = make_program(config, 5, steps_per_epoch=5, steps=4, mesh=mesh)
     state = program.init(key)
+    state = state._replace(params=program.stack(state.params))
     for batch in to_devices((random_batch(BATCH, seed=seed) for seed in range(4)), mesh):
         state, metrics = program.train_step(state, batch, key)
         losses.append(float(metrics["loss"]))

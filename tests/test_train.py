@@ -1,12 +1,14 @@
 """The train step, that devices change no loss, and what is refused before any work."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import pytest
 from flax import nnx
 
 from bcvit_jax import losses
-from bcvit_jax.config import LossConfig, OptimizerConfig, RunConfig
+from bcvit_jax.config import LossConfig, MaeConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig
 from bcvit_jax.errors import UserError
 from bcvit_jax.fold_run import check_run
@@ -33,9 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # ---------------------------------------------------------------------- the train step
 
 
-def run_config(**fields) -> RunConfig:
+def run_config(depth: int = 1, **fields) -> RunConfig:
     model = dict(name="bcvit_tiny_patch16_s12_128", image_size=SIDE, patch_size=8, stride=6)
-    model |= dict(width=32, heads=2, mlp_width=64, depth=1)
+    model |= dict(width=32, heads=2, mlp_width=64, depth=depth)
     return RunConfig("test", model, DataConfig(path=""), batch_size=8, **fields)
 
 
@@ -90,6 +92,30 @@ def test_a_train_step_is_the_mathematics_written_out():
         state, metrics = program.train_step(state, placed, jax.random.key(1))
     assert int(state.step) == 41
     assert float(metrics["loss"]) < 0.7 * float(total)  # it learns the batch by heart
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_parameters_of_all_blocks_in_one_array_train_as_each_in_its_own(optimizer):
+    """And are no temporaries of a step. Muon and rates by layer take each block for itself."""
+    recipe = OptimizerConfig(name=optimizer, learning_rate=0.05, layer_decay=0.5, clip_norm=1.0)
+    config = run_config(depth=2, optimizer=recipe)
+    mesh, key = make_mesh(), jax.random.key(1)
+    program = make_program(config, CLASSES, 100, 100, mesh)
+    apart, together = (program.init(key) for _ in range(2))
+    together = together._replace(params=program.stack(together.params))
+    assert named(together.params)["blocks.all.mlp.expand.kernel"].shape == (2, 32, 64)
+    batches = list(to_devices((random_batch(8, seed=seed) for seed in range(3)), mesh))
+    held = 4 * sum(x.size for x in jax.tree.leaves(together.params["blocks"]))
+    ends, temporaries = [], []
+    for state in (apart, together):
+        step = cast(Any, program.train_step).lower(state, batches[0], key).compile()
+        temporaries.append(step.memory_analysis().temp_size_in_bytes)
+        for batch in batches:
+            state, metrics = step(state, batch, key)
+        params = program.unstack(state.params)
+        ends.append((named(params), jax.tree.leaves(state.opt_state), metrics))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *ends)
+    assert temporaries[0] - temporaries[1] > 0.9 * held
 
 
 def test_the_seed_decides_the_start():
@@ -205,17 +231,28 @@ def test_a_wrong_network_is_a_user_error(model, words):
         (dict(folds=(0,), train_folds=(0, 1)), ["fold 0", "config.train_folds"]),
         (dict(batch_size=12), ["config.batch_size is 12", "8 devices", "multiple of 8"]),
         (dict(eval_batch_size=20), ["config.eval_batch_size is 20", "multiple of 8"]),
+        (dict(data=DataConfig("", cache_size=100)), ["config.data.cache_size is 100", "224"]),
     ],
 )
 def test_a_wrong_run_is_a_user_error(fields, words, cells, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    fields = dict(folds=(0,), batch_size=16, eval_batch_size=16) | fields
+    fields = dict(folds=(0,), batch_size=16, eval_batch_size=16, data=DataConfig("")) | fields
     model = {"name": "vit_tiny_patch16_224"}
     check_run(RunConfig("test", model, DataConfig(path=""), folds=(1,), batch_size=16), cells)
     with pytest.raises(UserError) as caught:
-        check_run(RunConfig("test", model, DataConfig(path=""), **fields), cells)
+        check_run(RunConfig("test", model, **fields), cells)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_one_class_is_enough_to_pretrain_on_alone():
+    """Such as the folder above the one whose folders are the classes."""
+    dataset: Any = SimpleNamespace(folds=("fold0", "fold1"), class_names=("cells",))
+    config = RunConfig("test", {"name": "vit_tiny_patch16_224"}, DataConfig("data/mine"))
+    config = dataclasses.replace(config, folds=(0,))
+    with pytest.raises(UserError, match="data/mine has one class, cells; a classifier needs two"):
+        check_run(config, dataset)
+    check_run(dataclasses.replace(config, mae=MaeConfig(0.75)), dataset)
 
 
 def test_nothing_left_to_train_on_is_a_user_error():

@@ -187,7 +187,10 @@ def test_normalisation_beside_the_weights_counts(tmp_path):
     card = {"pretrained_cfg": {"mean": mean, "std": std}}
     (tmp_path / "config.json").write_text(json.dumps(card))
     model = network()
-    weights.load_pretrained(model, tmp_path, head=True)
+    report = weights.load_pretrained(model, tmp_path, head=True)
+    assert report.pixels == (
+        "pixels: mean 0.1, 0.2, 0.3, deviation 0.3, 0.4, 0.6, as the file beside the weights says"
+    )
     with torch.no_grad():
         expected = made(normalised(mean, std))
     np.testing.assert_allclose(model(images()).logits, expected.numpy(), rtol=0, atol=1e-4)

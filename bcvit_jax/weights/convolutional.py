@@ -10,7 +10,7 @@ import numpy as np
 
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import NetworkConfig, architecture
-from bcvit_jax.weights.files import normalisation_beside, read_arrays
+from bcvit_jax.weights.files import normalisation, read_arrays
 from bcvit_jax.weights.flat import Flat, Pretrained, refuse, shape_faults, shapes
 from bcvit_jax.weights.maps import (
     CONVOLUTIONAL_FAMILIES,
@@ -36,8 +36,7 @@ def pretrained_convolutional(
     """
     source = str(path)
     family, theirs = _recognise(read_arrays(path), architecture(config), source)
-    found_mean, found_std = normalisation_beside(path) or IMAGENET
-    mean, std = mean or found_mean, std or found_std
+    mean, std, pixels = normalisation(path, mean, std, IMAGENET)
     every, flat, used, faults = shapes(config), {}, set(), []
     for ours, shape in every.items():
         if ours in _PIXELS:
@@ -59,7 +58,7 @@ def pretrained_convolutional(
     shift = (0.5 - np.asarray(mean, np.float64)) / np.asarray(std, np.float64)
     flat["pixels.shift"] = shift.astype(np.float32)
     fresh = tuple(sorted(set(every) - set(flat)))
-    return flat, Pretrained(family.name, tuple(sorted(flat)), fresh)
+    return flat, Pretrained(family.name, tuple(sorted(flat)), fresh, pixels)
 
 
 def their_name(ours: str, modules: tuple[Module, ...]) -> tuple[str, Module | None]:

@@ -104,9 +104,26 @@ def _from_hub(name: str) -> Path:
 _ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".bin")
 
 
-def normalisation_beside(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of pixels that preprocessor_config.json (Hugging Face) or config.json
-    (timm) beside the weights names."""
+Numbers = tuple[float, ...]
+
+
+def normalisation(
+    path: str | Path, mean: Numbers, std: Numbers, usual: tuple[Numbers, Numbers]
+) -> tuple[Numbers, Numbers, str]:
+    """Mean and deviation of pixels: those asked for, else those that stand beside the weights, else
+    the family's `usual` ones; and in words which they are."""
+    beside = normalisation_beside(path)
+    source = "as the file beside the weights says" if beside else "as usual"
+    source = "as asked for" if mean or std else source
+    found_mean, found_std = beside or usual
+    mean, std = mean or found_mean, std or found_std
+    values = (", ".join(f"{x:.4g}" for x in each) for each in (mean, std))
+    return mean, std, "pixels: mean {}, deviation {}, {}".format(*values, source)
+
+
+def normalisation_beside(path: str | Path) -> tuple[Numbers, Numbers] | None:
+    """What preprocessor_config.json (Hugging Face) or config.json (timm) beside the weights
+    names."""
     folder = locate(path).parent
     for name, group, mean, std in (
         ("preprocessor_config.json", None, "image_mean", "image_std"),

@@ -85,3 +85,5 @@ class Pretrained:
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
     """Our weights that keep their first values: the head, the squeeze-excitation layers, …"""
+    pixels: str = ""
+    """In words, by which mean and deviation the weights take pixels, and who says so."""

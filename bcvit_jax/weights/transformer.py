@@ -9,7 +9,7 @@ import numpy as np
 
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import BCViTConfig
-from bcvit_jax.weights.files import normalisation_beside, read_arrays
+from bcvit_jax.weights.files import normalisation, read_arrays
 from bcvit_jax.weights.flat import Flat, Pretrained, refuse, shape_faults, shape_text, shapes
 from bcvit_jax.weights.maps import FAMILIES, Family, to_heads
 
@@ -28,8 +28,7 @@ def pretrained_transformer(
     """
     source = str(path)
     family, theirs = _recognise(read_arrays(path), source)
-    found_mean, found_std = normalisation_beside(path) or family.normalisation
-    mean, std = mean or found_mean, std or found_std
+    mean, std, pixels = normalisation(path, mean, std, family.normalisation)
     faults: list[str] = []
     every = shapes(config)
     if config.activation != "gelu":
@@ -68,7 +67,7 @@ def pretrained_transformer(
     wanted = {name: shape for name, shape in every.items() if name in flat}
     refuse([*faults, *shape_faults(wanted, flat)], source)
     fresh = tuple(sorted(set(every) - set(flat)))
-    return flat, Pretrained(family.name, tuple(sorted(flat)), fresh)
+    return flat, Pretrained(family.name, tuple(sorted(flat)), fresh, pixels)
 
 
 def fill_last_block(flat: Flat, every: Iterable[str], blocks: int) -> None:

@@ -65,6 +65,7 @@ def baseline(shape: Shape, **model: Any) -> Program:
 def _training(made: Program, shape: Shape) -> Callable[[], object]:
     key, batch = jax.random.key(0), random_batch(shape)
     state: State = fresh_state(made, key)
+    state = state._replace(params=made.stack(state.params))
     train_step = compiled(made.train_step, state, batch, key)
 
     def step():
@@ -116,6 +117,7 @@ def compiled_memory(shape: Shape, **model: Any) -> int:
     made = program(shape, **model)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(made.init, key)
+    state = state._replace(params=jax.eval_shape(made.stack, state.params))
     batch = {
         name: jax.ShapeDtypeStruct(value.shape, value.dtype)
         for name, value in random_batch(shape).items()
