@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcvit_jax.curves import FIGURES as SHIFTED
+from bcvit_jax.intervals import FEW_GROUPS
 from bcvit_jax.paired import FIGURES
 
 DASH = "\N{EN DASH}"
@@ -99,6 +100,13 @@ def notes(content: Mapping[str, Any], differing: Sequence[str]) -> list[str]:
             f"No difference to {content['baseline']} seen in top-1: {', '.join(unseen)} (the "
             "interval holds 0). That is no proof of there being none."
         )
+    if unknown := [row["name"] for row in compared if row["verdict"] == "not known"]:
+        said.append(
+            f"Whether {', '.join(unknown)} and {content['baseline']} differ on other images is not "
+            "known: the held-out images are of one group, or all groups differ alike."
+        )
+    if groups < FEW_GROUPS:
+        said.append(f"With fewer than {FEW_GROUPS} groups intervals are rough.")
     if len(compared) > 1:
         said.append(
             f"Of {len(compared)} comparisons about one in twenty stands out by chance; neither "

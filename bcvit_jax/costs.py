@@ -13,7 +13,14 @@ import numpy as np
 from bcvit_jax import macs
 from bcvit_jax.config import RunConfig
 from bcvit_jax.models.convolve import plain_convolutions
-from bcvit_jax.program import abstract_batch, compiled, fresh_state, make_mesh, make_program
+from bcvit_jax.program import (
+    abstract_batch,
+    compiled,
+    fresh_state,
+    make_mesh,
+    make_program,
+    shareable,
+)
 
 _ROUNDS, _SECONDS = 5, 3.0  # of timing: as many forward passes at least, and as long
 
@@ -38,7 +45,7 @@ def inference(config: RunConfig, classes: int) -> float:
     """Milliseconds an image of the forward pass on the devices here: the median of rounds."""
     program = make_program(config, classes, 1.0, 1, make_mesh())
     variables = fresh_state(program, jax.random.key(0)).variables
-    size, batch = program.model.image_size, config.eval_batch_size
+    size, batch = program.model.image_size, shareable(config.eval_batch_size)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
     step = compiled(program.predict_step, variables, images)
     jax.block_until_ready(step(variables, images))

@@ -11,6 +11,7 @@ import numpy as np
 from bcvit_jax.run_files import read_json_if_there
 from bcvit_jax.shifts import SHIFTS
 
+METHOD = 2  # raise it when pictures are changed otherwise, so that earlier figures go
 CLEAN = "clean"
 FIGURES = {
     CLEAN: "clean",
@@ -74,11 +75,13 @@ def of_runs(workdirs: Sequence[Path]) -> dict[str, Any] | None:
     """FIGURES of each run and their means, over runs that differ in their seed alone.
 
     images: how many a shift was measured on, a run. None where `robustness` has not finished with
-    every one of the runs.
+    every one of the runs by the present method.
     """
     found = [read_json_if_there(workdir / "robustness.json") for workdir in workdirs]
-    if not all(content.get("finished") for content in found):
-        return None
+    for content in found:
+        method = (content.get("made_of") or {}).get("method")
+        if not content.get("finished") or method != METHOD:
+            return None
 
     def of(content, name: str) -> float:
         value = content[name]

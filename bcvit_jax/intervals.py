@@ -14,6 +14,9 @@ LEVEL = 0.95
 RESAMPLES = 2000
 Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
 
+FEW_GROUPS = 30
+"""With fewer, an interval from drawing them is rough, and is said to be."""
+
 Interval = tuple[float, float]
 
 
@@ -96,3 +99,17 @@ def percentiles(values: np.ndarray) -> Interval | None:
         return None
     low, high = np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)
+
+
+def for_few_groups(interval: Interval | None, value: float, groups: int) -> Interval | None:
+    """A drawn interval about `value`, made as much wider as Student's t is than the normal.
+
+    Drawn groups vary by √(1 − 1/G) less than groups do, and how much is known from G of them alone;
+    without this, of two networks that are equal one is called better two times in five by two
+    donors, one time in eight by five.
+    """
+    if interval is None or groups < 2:
+        return None
+    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, groups - 1))
+    factor = quantile / Z * math.sqrt(groups / (groups - 1))
+    return value - factor * (value - interval[0]), value + factor * (interval[1] - value)

@@ -70,13 +70,17 @@ def summary(
     `drawn_figures`."""
     drawn, found = drawn_figures(label, predicted, group, classes), {}
     exact = [_figures(label, said, classes) for said in predicted]
+    groups = len(np.unique(group))
     for name in FIGURES:
         values = [figures[name] for figures in exact]
+        value = float(np.mean(values))
         interval = intervals.percentiles(drawn[name].mean(axis=0))
+        interval = intervals.for_few_groups(interval, value, groups)
+        interval = interval and (max(0.0, interval[0]), min(1.0, interval[1]))
         right = label == predicted
         if interval is None and name == "top1" and (right == right[0]).all():
             interval = intervals.proportion(right[0], group)
-        found[name] = {"value": float(np.mean(values)), "runs": values, "interval": interval}
+        found[name] = {"value": value, "runs": values, "interval": interval}
     return found
 
 
@@ -86,23 +90,26 @@ def difference(
     """value and interval of the mean of `first`'s runs less that of `second`'s, for FIGURES.
 
     first, second: int [runs, n], what each run said. The interval is None where no drawing differs
-    from another, as of two networks that say the same.
+    from another, as of two networks that say the same, or of images of one group.
     """
     both = drawn_figures(label, np.concatenate([first, second]), group, classes)
-    found = {}
+    groups, found = len(np.unique(group)), {}
     for name in FIGURES:
         one, other = (
             float(np.mean([_figures(label, said, classes)[name] for said in runs]))
             for runs in (first, second)
         )
         drawn = both[name][: len(first)].mean(axis=0) - both[name][len(first) :].mean(axis=0)
-        found[name] = {"value": one - other, "interval": intervals.percentiles(drawn)}
+        interval = intervals.for_few_groups(intervals.percentiles(drawn), one - other, groups)
+        found[name] = {"value": one - other, "interval": interval}
     return found
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """What a difference and its interval say: better, worse, or that none is seen."""
+    """What a difference and its interval say: better, worse, that none is seen, or nothing."""
     interval = found["interval"]
+    if interval is None and found["value"]:
+        return "not known"
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "no difference seen"
     return "better" if found["value"] > 0 else "worse"

@@ -125,7 +125,8 @@ def load_predictions(path: str | Path) -> Predictions:
 def load_run(workdir: str | Path) -> tuple[dict[str, Any], list[Predictions]]:
     """What a work folder keeps of its run, and the predictions of its finished folds.
 
-    The run comes from report.json, config and provenance from their own files where they exist.
+    The run comes from report.json, config and provenance from their own files where they exist;
+    without report.json all that is known of the data set is what the config says.
     Raises UserError where no fold has saved predictions.
     """
     workdir = Path(workdir)
@@ -140,6 +141,9 @@ def load_run(workdir: str | Path) -> tuple[dict[str, Any], list[Predictions]]:
     run |= read_json_if_there(workdir / "report.json").get("run") or {}
     for part in ("config", "provenance"):
         run[part] = read_json_if_there(workdir / f"{part}.json") or run.get(part)
+    if "dataset" not in run:
+        data = (run["config"] or {}).get("data") or {}
+        run["dataset"] = {name: data.get(name) for name in ("path", "protocol")}
     return run, [load_predictions(path.with_suffix("")) for path in found]
 
 

@@ -22,7 +22,7 @@ from bcvit_jax.fold_run import FoldRun, train_folds
 from bcvit_jax.goodput import Goodput
 from bcvit_jax.journal import Journal
 from bcvit_jax.models import MaskedAutoencoderConfig
-from bcvit_jax.program import Program, State
+from bcvit_jax.program import Program, State, shareable
 from bcvit_jax.provenance import commit
 from bcvit_jax.train import fit, write_training
 from bcvit_jax.weights import encoders, to_flat
@@ -72,7 +72,7 @@ def _draw(run: FoldRun, program: Program, state: State) -> None:
     """reconstructions.png of some cells; every process computes, the first one writes."""
     model: Any = program.model
     cells = chosen_cells(run, model)
-    count = -(-SHOWN // jax.device_count()) * jax.device_count()
+    count = shareable(SHOWN)
     images = np.resize(cells, (count, *cells.shape[1:]))
     sharding = NamedSharding(run.mesh, PartitionSpec(run.mesh.axis_names[0]))
     placed = jax.make_array_from_callback(images.shape, sharding, lambda i: images[i])

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from bcvit_jax.curves import CLEAN, figures, picture, rows_of, summarise, told
+from bcvit_jax.curves import CLEAN, METHOD, figures, picture, rows_of, summarise, told
 from bcvit_jax.errors import RunError, UserError, fail
 from bcvit_jax.shifts import SHIFTS, Shift
 
 NAME = "robustness"
-METHOD = 2  # raise it when a picture's pixels change otherwise, so that earlier figures go
 
 _HELP = """\
 Measure how much accuracy a trained run keeps under changes of stain, background, white balance,
@@ -92,12 +91,14 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
     Errors: UserError where `workdir` is no finished run, or its data set is not there any more.
     """
     from bcvit_jax.files import write_json, write_whole
+    from bcvit_jax.program import shareable
     from bcvit_jax.trained import choose, finished_folds, open_run, restore
 
     config, dataset = open_run(workdir, data)
     names = finished_folds(workdir)
     grid = {name: list(shift.grid) for name, shift in SHIFTS.items()}
     made_of = {"dataset": dataset.fingerprint, "limit": limit, "method": METHOD, "grid": grid}
+    made_of["normalisation"] = str(config.data.normalisation)
     file = workdir / f"{NAME}.json"
     earlier = _earlier(file, made_of)
     raw = {fold: earlier.get(fold, {}) for fold in names}
@@ -111,7 +112,7 @@ def measure(workdir: Path, limit: int, threads: int, data: str, say) -> dict[str
         missing = [name for name in (CLEAN, *SHIFTS) if name not in correct]
         if not missing:
             continue
-        subject = Subject(network, dataset, fold, rows, config.eval_batch_size)
+        subject = Subject(network, dataset, fold, rows, shareable(config.eval_batch_size))
         for name in missing:
             correct[name] = subject.correct(name, threads)
             unfinished = {"made_of": made_of, "finished": False, "folds": raw}

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from bcvit_jax import compare, compare_table
 from bcvit_jax.config import from_dict, to_dict
+from bcvit_jax.curves import METHOD
 from bcvit_jax.models import BCViTConfig, model_config
 from bcvit_jax.predictions import Predictions, save_predictions
 from configs import base
@@ -140,10 +141,13 @@ def test_images_are_matched_by_name_not_by_place(runs, tmp_path):
     assert compare.compare(compare.load_all(runs)) == before
 
 
-def write_shifts(run: Path, worst: float, images: int = 40, finished: bool = True) -> None:
+def write_shifts(
+    run: Path, worst: float, images: int = 40, finished: bool = True, method: int = METHOD
+) -> None:
     """robustness.json as far as a comparison reads it."""
     at = {"shift": "blur", "strength": 0.03, "balanced_accuracy": worst}
-    content = {"finished": finished, "images": images, "clean": {"balanced_accuracy": 0.9}}
+    content: dict[str, Any] = {"made_of": {"method": method}}
+    content |= {"finished": finished, "images": images, "clean": {"balanced_accuracy": 0.9}}
     content |= {"worst": at, "worst_untrained": at | {"balanced_accuracy": worst / 2}}
     content |= {"mean_at_stated": worst + 0.1, "mean_at_untrained": worst}
     (run / "robustness.json").write_text(json.dumps(content))
@@ -174,8 +178,10 @@ def test_changed_pictures_stand_beside_where_all_seeds_of_a_row_have_them(runs):
     write_shifts(runs[1], 0.2, images=80)
     told = " ".join(compare.compare(compare.load_all(runs))["notes"])
     assert "not measured for" not in told and "different numbers of images" in told
-    write_shifts(runs[2], 0.6, finished=False)
-    assert compare.compare(compare.load_all(runs))["rows"][0]["shifts"] is None
+    ways: list[dict[str, Any]] = [{"finished": False}, {"method": METHOD - 1}]
+    for way in ways:
+        write_shifts(runs[2], 0.6, **way)
+        assert compare.compare(compare.load_all(runs))["rows"][0]["shifts"] is None
 
 
 def test_timing_is_asked_for(runs, monkeypatch):

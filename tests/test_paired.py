@@ -80,6 +80,7 @@ def test_the_same_answers_show_no_difference():
         (-0.02, (-0.03, -0.01), "worse"),
         (0.02, (-0.01, 0.05), "no difference seen"),
         (0.02, (0.0, 0.05), "no difference seen"),
+        (0.02, None, "not known"),
     ],
 )
 def test_the_verdict_asks_the_interval(value, interval, said):
@@ -102,3 +103,28 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say(monkeypatch):
         )["top1"]["interval"]
         hits += low <= 0.08 <= high
     assert 0.90 <= hits / trials <= 0.985
+
+
+@pytest.mark.parametrize("donors", [2, 3, 6])
+def test_few_donors_call_no_network_better_too_often(donors, monkeypatch):
+    """Two networks equal over all donors, each of whom suits one of them a little better."""
+    monkeypatch.setattr("bcvit_jax.intervals.RESAMPLES", 300)
+    rng = np.random.default_rng(2)
+    size, trials, found = 200, 200, 0
+    label, group = np.zeros(donors * size, int), np.repeat(np.arange(donors), size)
+    for _ in range(trials):
+        suits = rng.normal(0, 0.05, donors).repeat(size)
+        first, second = (
+            (rng.random(len(label)) > 0.8 + way * suits / 2).astype(int) for way in (1, -1)
+        )
+        found += verdict(difference(label, first[None], second[None], group, 2)["top1"]) != (
+            "no difference seen"
+        )
+    assert found / trials < 0.1
+
+
+def test_of_one_group_nothing_is_known_of_other_images():
+    label, said = make_answers(2)
+    found = difference(label, said[:1], said[1:], np.zeros(200), 4)["top1"]
+    assert found["value"] != 0 and found["interval"] is None
+    assert verdict(found) == "not known"

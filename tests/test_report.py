@@ -35,7 +35,7 @@ from bcvit_jax.report.__main__ import main
 from bcvit_jax.report.diagrams import reliability_picture
 from bcvit_jax.report.html import fraction
 from bcvit_jax.report.numbers import analysis
-from bcvit_jax.report.page import NOTICE, donor_statement, interval_statement, result_line
+from bcvit_jax.report.page import LEAK, NOTICE, donor_statement, interval_statement, result_line
 from bcvit_jax.report.writing import mistake_pictures, write_report
 from bcvit_jax.summary import METRICS, summarise_run
 
@@ -495,6 +495,14 @@ def test_the_command_without_a_report_takes_the_saved_config(tmp_path):
     assert main(["--workdir", str(tmp_path)]) == 0
     _, page = read(tmp_path)
     assert "vit_tiny_patch16_224" in page.text
+
+
+def test_the_warning_of_a_leak_does_not_hang_on_the_report(tmp_path):
+    save_predictions(tmp_path / "fold0" / "predictions", make_folds(1)[0])
+    config = {"model": "vit_tiny_patch16_224", "data": {"path": "gone", "protocol": "paper"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["--workdir", str(tmp_path)]) == 0
+    assert LEAK in read(tmp_path)[1].text
 
 
 @pytest.mark.parametrize("what", ["empty", "missing", "broken config"])

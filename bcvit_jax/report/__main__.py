@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bcvit_jax.errors import UserError
+from bcvit_jax.errors import UserError, fail
 from bcvit_jax.predictions import load_run
 from bcvit_jax.report.writing import write_report
 from bcvit_jax.summary import table
@@ -20,9 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workdir = Path(parser.parse_args(arguments).workdir)
     try:
         summary = write_report(workdir, *load_run(workdir))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return fail(error)
     print(table(summary))
     print(f"\n{workdir / 'report.html'}")
     return 0

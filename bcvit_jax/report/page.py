@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcvit_jax import __version__
+from bcvit_jax.intervals import FEW_GROUPS
 from bcvit_jax.metrics import mistakes
 from bcvit_jax.report.html import (
     DASH,
@@ -33,7 +34,6 @@ LEAK = (
     "so turned copies of one cell stand in training and among the held-out images: the figures are "
     "too high, and hold for no new cell."
 )
-FEW_GROUPS = 30
 FEW_IMAGES = 10
 
 
