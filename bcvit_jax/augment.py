@@ -51,14 +51,15 @@ def centre_square(
     whole picture is resized to the square, as the paper does, so a picture that is not square
     changes its aspect. With a `margin` the square is side + 2 · margin: the same middle, bit for
     bit, and as many pixels of its surroundings, mirrored where the picture ends. `normalise`
-    changes `fraction` and the colours by what the whole picture holds.
+    changes `fraction` and the colours by what the whole picture holds; a fraction that it raises
+    to 1 is that of a square still, so that a cell keeps its shape.
     """
     if image.mode != "RGB":
         image = image.convert("RGB")
     width, height = image.size
     box = (0.0, 0.0, float(width), float(height))
-    fraction = normalise.fraction(image, fraction)
-    if fraction < 1.0:
+    usual, fraction = fraction, normalise.fraction(image, fraction)
+    if min(usual, fraction) < 1.0:
         edge = max(1.0, fraction * min(width, height))
         left, top = (width - edge) / 2, (height - edge) / 2
         box = (left, top, left + edge, top + edge)

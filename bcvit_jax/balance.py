@@ -86,6 +86,11 @@ class Copies(CellDataset):
         origin, place, _ = self._origin[fold][int(index)]
         return self.cells.png(origin, place)
 
+    def digests(self, fold: str) -> list[str]:
+        """Of the copies' cells, so that a copy and its cell have the same."""
+        found = {name: self.cells.digests(name) for name in self.cells.folds}
+        return [found[origin][place] for origin, place, _ in self._origin[fold]]
+
     def _decode(self, fold: str, index: int) -> Image.Image:
         transform = self._origin[fold][int(index)][2]
         return Image.fromarray(dihedral(np.asarray(super()._decode(fold, index)), transform))

@@ -38,11 +38,11 @@ Train a network with each fold held out in turn, evaluate it, and write a report
   --config=FILE[:VARIANT]     what to train; default configs/base.py
   --config.FIELD=VALUE        change one setting; tuples in quotes: --config.folds="(0, 1)"
   --workdir=FOLDER            where the run is kept; default runs/NAME[-VARIANT]
-  --help                      this page; after --config=FILE the settings of that file
+  --help                      this page; after --config=FILE its variants and settings
 
-The same command again goes on where it stopped; a finished run prints its report. Ctrl-C and
-SIGTERM save first. Exit status: 0 done, 1 failed on the way, 2 refused before any work, 130 and
-143 ended by a signal.
+The same command again goes on where it stopped; a finished run prints its report. Ctrl-C, SIGTERM
+and a closed terminal save first. Exit status: 0 done, 1 failed on the way, 2 refused before any
+work, above 128 ended by a signal.
 """
 
 
@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> Command | str:
     """
     arguments, name = _take_config(arguments)
     if {"-h", "-help", "--help", "--helpfull"} & set(arguments):
-        return _HELP + "\n" + ("\n".join(_settings(load_config(name))) if name else _configs())
+        return _HELP + "\n" + (_about(name) if name else _configs())
     config = load_config(name or DEFAULT_CONFIG)
     workdir = _override(config, arguments) or default_workdir(name or DEFAULT_CONFIG)
     return Command(config, Path(workdir))
@@ -197,6 +197,18 @@ def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+def _about(name: str) -> str:
+    """What a config file says of itself and its variants, and the settings of this one."""
+    settings = _settings(load_config(name))
+    return "\n".join(
+        [_docstring(Path(name.partition(":")[0])), "", f"Settings of {name}:", *settings]
+    )
+
+
+def _docstring(file: Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+
+
 def _settings(config: ConfigDict) -> list[str]:
     """Every field with its value, as a flag would set it."""
     shown = ((name, "" if value is None else value) for name, value in _fields(config))
@@ -211,6 +223,5 @@ def _configs() -> str:
     """The first line of every config file's docstring."""
     lines = ["Configs here:"]
     for path in _config_files():
-        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {path!s:<26}{doc.partition(chr(10))[0]}")
+        lines.append(f"  {path!s:<26}{_docstring(path).partition(chr(10))[0]}")
     return "\n".join(lines)

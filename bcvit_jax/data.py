@@ -241,8 +241,8 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
 
 def _live_with_parent(_worker: int, _workers: int) -> None:
     """In a worker: leave signals, which go to the whole group, to the parent; end when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
     def wait() -> None:
         if parent := multiprocessing.parent_process():
@@ -312,6 +312,8 @@ def train_batches(
         "batch_size": batch_size,
         "seed": seed,
     }
+    if form := str(config.normalisation):
+        identity["normalisation"] = form
     settings = dataclasses.asdict(config)
     del settings["augment"]
     # What is off is left out, so that streams go on which were saved before it existed.

@@ -156,7 +156,7 @@ def _find_dataset(path: str | Path) -> Path:
             tree = "AML-Cytomorphology_LMU"
         hint = f"build one with {_build_command(tree, path)}"
         if folder.name == "lmu":
-            hint = hint.replace(" --out", " --min-images 31 --out")  # the paper's ten classes
+            hint = hint.replace("build folder", "build lmu")  # the paper's ten classes
             hint += (
                 ", after downloading AML-Cytomorphology_LMU from TCIA"
                 " (https://doi.org/10.7937/tcia.2019.36f5o9ld)"

@@ -41,7 +41,8 @@ class Normalisation:
     def __str__(self) -> str:
         colours = "white" if self.white_background else ""
         colours = "stain4" if self.normalise_stain else colours  # 4th form of the map
-        return " ".join(filter(None, (colours, "scale" if self.normalise_scale else "")))
+        scale = "scale2" if self.normalise_scale else ""  # 2nd form: always a square
+        return " ".join(filter(None, (colours, scale)))
 
     def fraction(self, image: Image.Image, usual: float) -> float:
         """The share of an RGB picture's shorter side that is looked at, from half of `usual` to 1.

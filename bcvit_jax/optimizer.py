@@ -18,7 +18,10 @@ def make_optimizer(
     """The optimizer of `config`, and its learning rate by step; SGD is PyTorch's (coupled L2)."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "milestones":
-        boundaries = {round(m * steps_per_epoch) - warmup: config.decay for m in config.milestones}
+        boundaries: dict[int, float] = {}
+        for milestone in config.milestones:
+            step = round(milestone * steps_per_epoch) - warmup
+            boundaries[step] = boundaries.get(step, 1.0) * config.decay
         schedule = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
     else:
         schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1))

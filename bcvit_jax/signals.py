@@ -1,14 +1,15 @@
-"""SIGTERM and Ctrl-C: save, say how to go on, end; a second one ends at once."""
+"""SIGTERM, Ctrl-C, a closed terminal: save, say how to go on, end; a second one ends at once."""
 
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stop(BaseException):
@@ -28,9 +29,10 @@ class Signals:
         self._told = threading.Lock()
 
     def install(self) -> None:
-        """Take the two signals over for the rest of the process."""
+        """Take the signals over for the rest of the process, but for those ignored (`nohup`)."""
         for number in _NUMBERS:
-            signal.signal(number, self._handle)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
         # Python calls a handler between two of its own instructions only: a long compilation would
         # hold back the second signal. A thread that reads the wake-up pipe sees it at once.
         read, write = os.pipe()
@@ -48,6 +50,8 @@ class Signals:
             self._deferred = False
 
     def _handle(self, number: int, _frame: Any) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         self._note(number)
         if not self._deferred:
             raise Stop("stopped")
@@ -64,6 +68,16 @@ class Signals:
             number = os.read(pipe, 1)[0]
             if number in _NUMBERS:
                 seen += 1
+                if number == signal.SIGHUP:
+                    _leave_terminal()
                 if seen > 1:
                     os._exit(128 + number)
                 self._note(number)
+
+
+def _leave_terminal() -> None:
+    """Nothing is said to a terminal any more: one that is closed answers with an error."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                os.dup2(nowhere.fileno(), stream)

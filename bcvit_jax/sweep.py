@@ -4,6 +4,7 @@ Each run is one of `bcvit_jax.main`, in a process and a folder of its own.
 """
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -75,7 +76,23 @@ def plan(
             job = Job(folder, out / folder, arguments, run)
             _check_folder(job)
             jobs.append(job)
+    _check_apart(jobs)
     return jobs
+
+
+def _check_apart(jobs: Sequence[Job]) -> None:
+    """UserError where two runs would be the same one, as where an override undoes a variant."""
+    from bcvit_jax.config import recipe
+
+    known: dict[str, str] = {}
+    for job in jobs:
+        settings = recipe(job.config) | {"seed": job.config.seed}
+        key = json.dumps(settings, sort_keys=True, default=str)
+        if (other := known.setdefault(key, job.name)) != job.name:
+            raise UserError(
+                f"{other} and {job.name} would be the same run, since an override undoes what sets "
+                "them apart; leave it away, or one of them (--variants)"
+            )
 
 
 def _check_folder(job: Job) -> None:

@@ -1,6 +1,6 @@
 """The paper: BCViT-Base, patch 16, stride 12, five folds of AML-Cytomorphology_LMU.
 
-    python -m data_prep.build folder --images AML-Cytomorphology_LMU --min-images 31 --out data/lmu
+    python -m data_prep.build lmu --images AML-Cytomorphology_LMU --out data/lmu
     python -m bcvit_jax.main --config=configs/base.py
     python -m bcvit_jax.main --config=configs/base.py:literal
 

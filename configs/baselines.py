@@ -11,8 +11,9 @@ Table 3, the networks beside BCViT with the same images, pixels and minutes:
 Variants: `:vgg16`, `:resnet18`, `:resnet50` (also without a variant), `:seresnet50`,
 `:resnext50_32x4d`, `:efficientnet_b0`, and `:bcvit`, which is `configs/pbc10.py`; `,groupnorm`
 takes group norm for batch norm, `,short`, `,six` and `,plain` are those of configs/pbc10.py. Data,
-pixels, epochs and batch are that file's too; with `,minutes` the whole epochs (one at least) that a
-CPU core with AVX512-BF16 does in BCViT's time. Cross-entropy alone, with warm-up and cosine.
+pixels, epochs and batch are that file's too; with `,minutes` the whole epochs that a CPU core with
+AVX512-BF16 does in BCViT's time, or one, which beside `,six` is 1.2 to 1.9 times that for the
+deeper ResNets and 4 times for VGG-16. Cross-entropy alone, with warm-up and cosine.
 Optimizers were chosen on fold 1, trained on folds 2-4, `,short,minutes` at `e73b8f1` (two epochs of
 ResNet-18, three of EfficientNet), seed 0: ResNet-18 0.639 with AdamW at 2e-3 and 0.592 with SGD at
 0.05 (Muon, BCViT's own, takes nearly half of its images a second); EfficientNet 0.553 with Muon at
@@ -62,6 +63,8 @@ def get_config(variant: str = ""):
     config.model.name = name
     config.model.image_size = 112
     config.model.stem = placeholder(tuple)
+    del config.model["squeeze"]  # a BCViT's is a word
+    config.model.squeeze = placeholder(int)
     config.model.dtype = "float32"
     config.model.norm = placeholder(str)
     config.model.dropout = placeholder(float)

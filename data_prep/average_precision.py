@@ -106,7 +106,7 @@ def average_precision(truth: FieldSet, found: FieldSet) -> dict[str, dict[str, f
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise BuildError(
-            "pycocotools is not installed: pip install 'bcvit[data-prep]' brings what detection "
+            "pycocotools is not installed: pip install -e '.[data-prep]' brings what detection "
             "needs."
         ) from error
 

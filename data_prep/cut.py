@@ -45,6 +45,8 @@ class Rule:
             raise BuildError(f"--margin is {self.margin}, but may be 0 to 2 of the longer side.")
         if not 0 <= self.min_score <= 1:
             raise BuildError(f"--min-score is {self.min_score}, but a score lies between 0 and 1.")
+        if self.border not in BORDERS:
+            raise BuildError(f"--border is {self.border}, but may be {', '.join(BORDERS)}.")
 
 
 @dataclass(frozen=True, slots=True)

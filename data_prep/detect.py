@@ -324,7 +324,7 @@ def torch_part() -> Any:
     for package in ("torch", "torchvision"):
         if importlib.util.find_spec(package) is None:
             raise BuildError(
-                f"{package} is not installed: pip install 'bcvit[data-prep]' brings what "
+                f"{package} is not installed: pip install -e '.[data-prep]' brings what "
                 "detection needs."
             )
     from data_prep import detector

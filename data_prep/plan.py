@@ -103,6 +103,12 @@ def make_plan(
         wanted = (source for sources in chosen.values() for source in sources)
         kind, group_of = read_groups(groups, known, wanted)
     plan = plan_images(images, chosen | dropped, spool, kind, group_of, min_images, **how)
+    if len(plan.class_names) == 1:
+        (name,) = plan.class_names
+        notes.append(
+            f"There is one class only, {name}, which is enough to pretrain on and no more. The "
+            f"folders in {images} are the classes: is it {images / name} that holds them?"
+        )
     plan.notes[:0] = notes
     return plan
 

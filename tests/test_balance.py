@@ -60,6 +60,19 @@ def test_a_copy_is_its_cell_turned_and_keeps_its_group(cells, copies):
     assert turned == 10
 
 
+def test_a_copys_digest_is_its_cells(cells):
+    """By which an encoder that has seen a cell is told, however the copies were dealt."""
+    copies = Copies(cells, 0)  # nothing read yet
+    of_cell = {
+        str(source): digest
+        for fold in cells.folds
+        for source, digest in zip(cells.sources[fold], cells.digests(fold), strict=True)
+    }
+    for fold in copies.folds:
+        sources = [str(source).partition("#")[0] for source in copies.sources[fold]]
+        assert copies.digests(fold) == [of_cell[source] for source in sources]
+
+
 def test_training_sees_the_copies_of_the_other_folds_and_balances_no_more(cells, copies):
     config = DataConfig(path="tiny", protocol="paper", threads=1)
     stream = train_batches(copies, (1, 2, 3, 4), config, SIZE, 12, seed=0)

@@ -149,6 +149,7 @@ def test_help_lists_configs_and_settings():
     assert isinstance(settings, str)
     assert "--config.optimizer.learning_rate=0.001" in settings
     assert "--config.model.squeeze='mean'" in settings
+    assert "`:literal` takes the paper's words" in settings
 
 
 def test_help_is_quick_and_imports_no_jax():

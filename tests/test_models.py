@@ -132,6 +132,10 @@ def test_overrides_make_another_network():
         ("resnet18", dict(norm="none"), ["norm is 'none'", "batch, group"]),
         ("vgg16", dict(image_size=31), ["image_size is 31", "32 or more"]),
         ("vgg16", dict(dropout=1.0), ["dropout is 1.0"]),
+        ("resnet18", dict(squeeze="16"), ["squeeze is '16'", "a whole number"]),
+        ("vit_tiny_patch16_224", dict(stem=(2.5,)), ["stem is (2.5,)", "whole numbers"]),
+        ("vit_tiny_patch16_224", dict(heads=True), ["heads is True", "a whole number"]),
+        ("vit_tiny_patch16_224", dict(selection=1), ["selection is 1", "True or False"]),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest(name, overrides, words):

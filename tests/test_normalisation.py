@@ -282,6 +282,19 @@ def test_no_picture_is_looked_at_beyond_its_side_or_closer_than_half_of_usual():
     np.testing.assert_array_equal(whole, centre_square(Image.fromarray(tall), 1.0, 40))
 
 
+@pytest.mark.parametrize("factor", [2.0, 3.5])
+def test_a_cell_keeps_its_shape_in_a_wide_picture_that_is_seen_whole(factor):
+    near = shifts.magnify(cell_on((240, 240, 240))[0], factor)
+    wide = np.concatenate([np.full_like(near, 240), near, np.full_like(near, 240)], axis=1)
+    scale = Normalisation(normalise_scale=True)
+    square, seen = (
+        centre_square(Image.fromarray(image), 0.6, 60, normalise=scale) for image in (near, wide)
+    )
+    if factor > 3:
+        assert scale.fraction(Image.fromarray(wide), 0.6) == 1
+    assert np.abs(seen.astype(int) - square).mean() < 1
+
+
 def test_pbc10s_nuclei_lie_in_the_range_that_is_left_alone(shared_data):
     files = sorted((shared_data / "pbc10").rglob("*.jpg"))[::40]
     sizes = [nucleus_size(np.asarray(Image.open(path).convert("RGB"))) for path in files]

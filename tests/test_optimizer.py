@@ -134,6 +134,13 @@ def test_warm_up_moves_no_milestone():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-7), step
 
 
+def test_milestones_of_one_step_all_count():
+    """A tenth of an epoch's steps is less than one where a data set is smaller than its batch."""
+    config = OptimizerConfig(learning_rate=1.0, milestones=(1, 2, 3, 20), decay=0.1)
+    _, schedule = make_optimizer(config, steps_per_epoch=0.1, steps=10)
+    assert [float(schedule(step)) for step in (0, 1, 2)] == pytest.approx([1e-3, 1e-3, 1e-4])
+
+
 def first_updates(name: str) -> tuple[Any, ...]:
     """Updates of arrays of ones without a gradient, and of zeros with a random one; it too."""
     config = OptimizerConfig(name=name, learning_rate=0.5, weight_decay=0.1, milestones=())

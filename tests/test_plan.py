@@ -43,6 +43,13 @@ def test_every_image_is_planned_with_its_own_group(tmp_path):
     assert plan.table().splitlines()[1].split() == "BAS basophil 2 2 2 2 2 10".split()
 
 
+def test_a_folder_one_level_too_high_is_told_of(tmp_path):
+    """Its one folder is one class, which no classifier can be trained on."""
+    write_tree(tmp_path / "tree" / "cells", {"BAS": 5, "EOS": 5})
+    (note,) = planned(tmp_path / "tree").notes
+    assert "one class only, cells" in note and str(tmp_path / "tree" / "cells") in note
+
+
 def test_turned_copies_share_a_group_and_a_fold(tmp_path):
     tree = write_tree(tmp_path / "tree", {"A": 9, "B": 9})
     turn(tree, "A/00.png", "A/50.png", 1)

@@ -1,5 +1,7 @@
 """Signals in small processes of their own."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -44,13 +46,43 @@ def start(mode: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_deferred_signal_is_left_to_the_loop(number, status):
     process = start("deferred")
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (status, "saved\nafter saving\n")
     assert "once more ends without saving" in err
+
+
+def test_a_closed_terminal_lets_a_run_save(tmp_path):
+    """Whose messages, which nobody reads any more, are no errors."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", PROGRAM.replace('print("saved"', "SAVE('saved'"), "deferred"]
+    command[2] = f"SAVE = lambda *_, **__: open({str(tmp_path / 'saved')!r}, 'w')\n{command[2]}"
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    assert os.read(ours, 100).startswith(b"ready")
+    os.close(ours)  # from here on writing to the terminal fails
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 129
+    assert (tmp_path / "saved").exists()
+
+
+def test_what_nohup_ignores_is_left_so():
+    command = [sys.executable, "-c", PROGRAM, "deferred"]
+    ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignoring
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
 
 
 def test_outside_a_loop_the_end_comes_at_once():

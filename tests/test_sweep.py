@@ -13,6 +13,7 @@ import pytest
 from bcvit_jax import sweep
 from bcvit_jax.command_line import variants
 from bcvit_jax.config import recipe
+from bcvit_jax.errors import UserError
 from bcvit_jax.main import main
 from bcvit_jax.signals import Signals
 from tests.tiny_run import CHECKOUT, TINY
@@ -153,6 +154,11 @@ def test_every_ablation_can_be_planned_and_they_differ(base, tmp_path):
     jobs = sweep.plan(f"configs/ablations.py{base}", [], [0], tmp_path, [])
     assert [job.name for job in jobs] == [f"{n}-0" for n in variants("configs/ablations.py")]
     assert len({json.dumps(recipe(job.config)) for job in jobs}) == len(jobs)
+
+
+def test_variants_that_an_override_makes_equal_are_refused(tmp_path):
+    with pytest.raises(UserError, match="bcvit-0 and squeeze_mean-0 would be the same run"):
+        sweep.plan("configs/ablations.py:short", [], [0], tmp_path, ["--config.model.squeeze=mean"])
 
 
 def test_signals_go_on_to_the_run_and_its_status_comes_back(tmp_path, monkeypatch):

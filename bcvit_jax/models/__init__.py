@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import typing
 from typing import Any
 
 from flax import nnx
@@ -73,16 +74,32 @@ def model_config(name: str, num_classes: int, **overrides) -> NetworkConfig:
     """The frozen configuration behind `name`; ValueError for an unknown name, field or value."""
     if name not in PRESETS:
         raise ValueError(f"no model is called {name!r}{_nearest(name, PRESETS)}")
-    known = [field.name for field in dataclasses.fields(PRESETS[name])]
-    for field in overrides:
+    known = typing.get_type_hints(type(PRESETS[name]))
+    for field, value in overrides.items():
         if field not in known:
             raise ValueError(f"a model has no field {field!r}{_nearest(field, known)}")
+        if not _is_a(value, known[field]):
+            kind = _KINDS.get(known[field], "whole numbers")
+            raise ValueError(f"{field} is {value!r}; it must be {kind}")
     return dataclasses.replace(PRESETS[name], num_classes=num_classes, **overrides)
 
 
 def create_model(name: str, num_classes: int, *, rngs: nnx.Rngs | None = None, **overrides):
     """The network `name` with fresh weights; `overrides` are fields of its configuration."""
     return build(model_config(name, num_classes, **overrides), rngs=rngs or nnx.Rngs(0))
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+
+
+def _is_a(value, hint) -> bool:
+    """Whether a field may hold a value, as far as its type says: an int, a Literal, ints."""
+    if typing.get_origin(hint) is typing.Literal:
+        return True  # the configuration itself says which
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_a(part, int) for part in value)
+    kinds = (int, float) if hint is float else hint
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
 
 def _nearest(word: str, known) -> str:
