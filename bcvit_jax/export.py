@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ Several networks, of --fold all or of several runs, are an ensemble: predict ave
 probabilities, in as many times one network's time.
 
 --format stablehlo adds network.stablehlo, the network without its weights as a program for CPU and
-CUDA that needs only jax (`jax.export.deserialize`); it takes the weights of a safetensors file and
-images [b, s, s, 3] in [-1, 1] of any batch, and returns logits. JAX reads such a file for about six
-months: it is for deployment, not for keeping.
+CUDA that needs jax, flatbuffers and safetensors alone (`jax.export.deserialize`); it takes the
+weights of a safetensors file and images [b, s, s, 3] in [-1, 1] of any batch, and returns logits.
+JAX reads such a file for about six months: it is for deployment, not for keeping.
 """
 
 
@@ -36,25 +36,27 @@ def export(workdirs: Sequence[Path], out: Path, formats: tuple[str, ...], fold: 
     """Write the networks of `fold` (`all`: of every finished fold) of runs to the folder `out`.
 
     Networks of several runs are an ensemble too. Errors: UserError where there is no such fold, or
-    runs differ in network, preprocessing, classes or data set.
+    runs differ in network, preprocessing, classes or data set, or `out` holds something.
     """
     for name in formats:
         if name not in FORMATS:
-            raise UserError(f"--format has {name!r}; it must be of {', '.join(FORMATS)}")
+            onnx = "; python -m bcvit_jax.export_onnx makes ONNX of the exported folder"
+            more = onnx if name.lower() == "onnx" else ""
+            raise UserError(f"--format has {name!r}; it must be of {', '.join(FORMATS)}{more}")
     # Here, so that --help answers without jax.
     from bcvit_jax import exported
     from bcvit_jax.model_card import model_card
-    from bcvit_jax.models import architecture
-    from bcvit_jax.run_files import read_json
     from bcvit_jax.trained import restore
     from bcvit_jax.weights import safetensors_bytes, to_flat
 
+    exported.check_new(out)
     chosen = [_chosen(workdir, fold) for workdir in workdirs]
     class_names = _in_common(chosen)
     count = sum(len(entries) for _, _, entries in chosen)
     files: dict[str, bytes] = {}
     networks, model = [], None
-    for place, (workdir, (config, _, entries)) in enumerate(zip(workdirs, chosen, strict=True)):
+    runs = zip(workdirs, chosen, strict=True)
+    for place, (workdir, (config, report, entries)) in enumerate(runs):
         for entry in entries:
             network = restore(workdir, config, len(class_names), entry["fold"])
             model = network.program.model
@@ -64,28 +66,12 @@ def export(workdirs: Sequence[Path], out: Path, formats: tuple[str, ...], fold: 
             files[file] = safetensors_bytes(to_flat(network.variables), {"format": "bcvit"})
             scores = {key: entry[key] for key in ("top1", "macro_f1", "balanced_accuracy", "n")}
             made = {"file": file, "held_out": entry["fold"], "step": network.step}
+            made |= _trained_on(config, report, entry["fold"])
             networks.append(made | {"seed": config.seed, **scores})
-    assert model is not None
     config, report, _ = chosen[0]
-    preprocessing = exported.preprocessing_of(config.data, model.image_size)
-    dataset = report["run"]["dataset"]
-    commits = {read_json(workdir / "provenance.json").get("commit"): None for workdir in workdirs}
-    card = {
-        "format": exported.FORMAT,
-        "version": __version__,
-        "title": config.title,
-        "network": config.model["name"],
-        "architecture": architecture(model),
-        "model": dataclasses.asdict(model),
-        "class_names": class_names,
-        "preprocessing": dataclasses.asdict(preprocessing),
-        "networks": networks,
-        "parameters": report["run"]["training"]["parameters"],
-        "dataset": {k: dataset.get(k) for k in ("fingerprint", "donor_separated", "group_kind")},
-        "commit": ", ".join(map(str, commits)) if any(commits) else None,
-    }
+    card = _card(workdirs, config, report, model, networks)
     files["config.json"] = (json.dumps(card, indent=1) + "\n").encode()
-    files["preprocessor_config.json"] = _preprocessor(preprocessing)
+    files["preprocessor_config.json"] = _preprocessor(card["preprocessing"])
     pooled = _judged(workdirs, [[e["fold"] for e in entries] for _, _, entries in chosen])
     files["README.md"] = model_card(card, [report for _, report, _ in chosen], pooled).encode()
     if "stablehlo" in formats:
@@ -94,11 +80,57 @@ def export(workdirs: Sequence[Path], out: Path, formats: tuple[str, ...], fold: 
     return out
 
 
+def _card(workdirs: Sequence[Path], config, report, model, networks) -> dict[str, Any]:
+    """config.json: what the networks are, of the first run's settings and report."""
+    from bcvit_jax import exported
+    from bcvit_jax.models import architecture
+    from bcvit_jax.run_files import read_json
+
+    preprocessing = exported.preprocessing_of(config.data, model.image_size)
+    dataset = report["run"]["dataset"]
+    commits = {read_json(workdir / "provenance.json").get("commit"): None for workdir in workdirs}
+    return {
+        "format": exported.FORMAT,
+        "version": __version__,
+        "title": config.title,
+        "network": config.model["name"],
+        "architecture": architecture(model),
+        "model": dataclasses.asdict(model),
+        "class_names": report["class_names"],
+        "preprocessing": dataclasses.asdict(preprocessing),
+        "preprocessing_form": str(preprocessing.normalisation),
+        "networks": networks,
+        "parameters": report["run"]["training"]["parameters"],
+        "dataset": {k: dataset.get(k) for k in ("fingerprint", "donor_separated", "group_kind")},
+        "commit": ", ".join(map(str, commits)) if any(commits) else None,
+    }
+
+
+def _trained_on(config, report: Mapping[str, Any], held_out: str) -> dict[str, list[str]]:
+    """`trained_on`: the folds that a network has seen; nothing where the report names no folds.
+
+    Where it began with the weights of another training, these may have seen all but `held_out`.
+    """
+    folds: list[str] = list(report["run"]["dataset"].get("counts") or ())
+    if not folds:
+        return {}
+    seen = [name for name in folds if name != held_out]
+    if config.train_folds and not config.weights.path:
+        seen = [folds[i] for i in config.train_folds]
+    return {"trained_on": seen}
+
+
 def _chosen(workdir: Path, fold: str) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
     """A run's settings, its report, and the report's entries of the folds to export."""
     from bcvit_jax.run_files import read_classifier, read_json
 
     config, report = read_classifier(workdir), read_json(workdir / "report.json")
+    run = report.get("run") or {}
+    if lacking := [part for part in ("config", "dataset", "training") if not run.get(part)]:
+        raise UserError(
+            f"{workdir / 'report.json'} does not tell the run's {' and '.join(lacking)}; start the "
+            "run's own command once more, which trains nothing and writes the report anew"
+        )
     names = [entry["fold"] for entry in report["folds"]]
     found = [entry for entry in report["folds"] if fold in ("all", "", entry["fold"])]
     if not found:
@@ -180,12 +212,10 @@ def stablehlo(model) -> bytes:
     return bytes(program.serialize())
 
 
-def _preprocessor(preprocessing) -> bytes:
-    side = preprocessing.image_size
+def _preprocessor(preprocessing: Mapping[str, Any]) -> bytes:
+    side = preprocessing["image_size"]
     values = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_center_crop": preprocessing.centre_crop < 1,
-        "crop_fraction_of_shorter_side": preprocessing.centre_crop,
+        "crop_fraction_of_shorter_side": preprocessing["centre_crop"],
         "do_resize": True,
         "resample": 3,
         "size": {"height": side, "width": side},
@@ -194,9 +224,9 @@ def _preprocessor(preprocessing) -> bytes:
         "do_normalize": True,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
-        "do_white_background": preprocessing.white_background,
-        "do_normalise_stain": preprocessing.normalise_stain,
-        "do_normalise_scale": preprocessing.normalise_scale,
+        "do_white_background": preprocessing["white_background"],
+        "do_normalise_stain": preprocessing["normalise_stain"],
+        "do_normalise_scale": preprocessing["normalise_scale"],
     }
     return (json.dumps(values, indent=1) + "\n").encode()
 
@@ -215,7 +245,7 @@ def main(arguments: list[str]) -> int:
         nargs="+",
         help="folder of a finished run; several are averaged",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make, or an empty one")
     parser.add_argument("--format", default="safetensors", help=f"of {', '.join(FORMATS)}")
     parser.add_argument("--fold", default="", help="the held-out fold, or all for an ensemble")
     chosen = parser.parse_args(arguments)

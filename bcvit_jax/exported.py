@@ -2,9 +2,12 @@
 
 config.json                the network's fields, classes, preprocessing, where it comes from
 model.safetensors          a flat dict of weights; of several networks, FOLD.safetensors each
-preprocessor_config.json   the preprocessing in Hugging Face's words
+preprocessor_config.json   size, mean and deviation of the pixels, for people and other programs
 README.md                  the model card
 SHA256SUMS                 of every file, as sha256sum writes them
+
+preprocessor_config.json has the names that Hugging Face's files have, but names no processor of
+theirs: none takes the light, the dyes or the magnification out. `Preprocessing` does.
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from bcvit_jax.errors import UserError
 from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, scale
 from bcvit_jax.normalisation import Normalisation, current
 from bcvit_jax.weights import from_flat, read_arrays
+from data_prep.images import BadImage, rgb
 
 FORMAT = 1
 SUMS = "SHA256SUMS"
@@ -51,12 +55,36 @@ class Preprocessing:
     """And the magnification, where it is far from usual."""
 
     def __call__(self, picture: np.ndarray | Image.Image) -> np.ndarray:
-        """A picture, uint8 [h, w, 3] or Pillow's -> uint8 [s, s, 3]."""
-        if not isinstance(picture, Image.Image):
-            picture = Image.fromarray(picture)
-        normalise = Normalisation(self.white_background, self.normalise_stain, self.normalise_scale)
-        square = centre_square(picture, self.centre_crop, self.square_size, normalise=normalise)
+        """A picture, uint8 [h, w, 3] or Pillow's -> uint8 [s, s, 3].
+
+        Pillow's becomes RGB as `predict` reads a file: turned upright, on white, from 16 bits too.
+        Errors: UserError for other arrays, and for a picture that `predict` calls bad.
+        """
+        image = Image.fromarray(_pixels(picture))
+        way = self.normalisation
+        square = centre_square(image, self.centre_crop, self.square_size, normalise=way)
         return resize(square, self.image_size)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What is taken out of every picture."""
+        return Normalisation(self.white_background, self.normalise_stain, self.normalise_scale)
+
+
+def _pixels(picture: np.ndarray | Image.Image) -> np.ndarray:
+    """uint8 [h, w, 3] of a picture; UserError where it is none."""
+    if isinstance(picture, Image.Image):
+        try:
+            return rgb(picture)
+        except BadImage as error:
+            raise UserError(f"the picture {error}") from None
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise UserError(
+            f"the picture is {pixels.dtype} {list(pixels.shape)}; it must be a Pillow image or "
+            "uint8 [h, w, 3] in RGB, so convert it (values from 0 to 1: times 255, and rounded)"
+        )
+    return pixels
 
 
 def preprocessing_of(data: Any, image_size: int) -> Preprocessing:
@@ -148,26 +176,43 @@ class BatchStep:
         return self.run(self.params, batch)
 
 
+_PARTIAL = ".partial"
+
+
+def check_new(folder: Path) -> None:
+    """UserError where something is in `folder` already; an empty folder may be there."""
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name != _PARTIAL for path in folder.iterdir())
+    ):
+        raise UserError(f"{folder} is there already; choose another --out, or delete it")
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """A new folder with `files` and their sums, whole or not at all.
 
-    Errors: UserError where something is there already.
+    An empty folder is filled, not replaced: it may be the one that a terminal stands in. Its sums
+    come last. Errors: UserError where something is there already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; choose another --out, or delete it")
-    partial = folder.with_name(f".{folder.name}.partial")
+    check_new(folder)
+    there = folder.exists()
+    partial = folder / _PARTIAL if there else folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    lines = (f"{hashlib.sha256(c).hexdigest()}  {n}\n" for n, c in sorted(files.items()))
+    files = {**files, SUMS: "".join(lines).encode()}
     try:
         for name, content in files.items():
             (partial / name).write_bytes(content)
-        lines = (f"{hashlib.sha256(c).hexdigest()}  {n}\n" for n, c in sorted(files.items()))
-        (partial / SUMS).write_text("".join(lines))
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
+        if not there:
+            os.replace(partial, folder)
+            return
+        for name in files:
+            os.replace(partial / name, folder / name)
+        partial.rmdir()
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for name in files if there else ():
+            (folder / name).unlink(missing_ok=True)
         raise
 
 
@@ -201,7 +246,8 @@ def _digest(file: Path) -> str:
 def from_pretrained(folder: str | Path) -> Classifier:
     """The networks in an exported folder, every file checked.
 
-    Errors: one UserError that lists what is missing, damaged or does not fit.
+    Errors: one UserError that lists what is missing, damaged or does not fit, or says that the
+    networks were trained on pictures that this version does not make.
     """
     folder = Path(folder)
     verify(folder)
@@ -220,6 +266,7 @@ def from_pretrained(folder: str | Path) -> Classifier:
         files = [str(network["file"]) for network in card["networks"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} can't be understood ({error!r})") from None
+    _check_form(folder, card, preprocessing)
     if len(class_names) != model.num_classes:
         raise UserError(
             f"{folder / 'config.json'} names {len(class_names)} classes, and its network tells "
@@ -233,3 +280,29 @@ def from_pretrained(folder: str | Path) -> Classifier:
         for name in files
     )
     return Classifier(model, params, class_names, preprocessing, card)
+
+
+def _check_form(folder: Path, card: Mapping[str, Any], preprocessing: Preprocessing) -> None:
+    """UserError where the networks saw colours of another form than this version makes."""
+    now = str(preprocessing.normalisation)
+    was = card.get("preprocessing_form", now)  # older cards do not tell
+    if was != now:
+        raise UserError(
+            f"{folder} was trained with another form of normalise_stain or normalise_scale ({was}) "
+            f"than this version's ({now}); use the version that trained it, or train again"
+        )
+
+
+def untrained_folds(networks: Iterable[Mapping[str, Any]], folds: Iterable[str]) -> list[str]:
+    """Those of `folds` that none of a card's `networks` was trained on.
+
+    A network of an older card, which does not tell, was trained on all but what it held out.
+    """
+
+    def trained(network: Mapping[str, Any], fold: str) -> bool:
+        if "trained_on" in network:
+            return fold in network["trained_on"]
+        return fold != network.get("held_out")
+
+    networks = list(networks)
+    return [fold for fold in folds if not any(trained(network, fold) for network in networks)]

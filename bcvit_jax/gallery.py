@@ -93,4 +93,5 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def _text(value: Any) -> str:
-    return html.escape(str(value))
+    """For a page; bytes of a file name that are no UTF-8 are escaped."""
+    return html.escape(str(value).encode("utf-8", "backslashreplace").decode())

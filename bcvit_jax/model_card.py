@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bcvit_jax.exported import untrained_folds
 from bcvit_jax.normalisation import NUCLEI, NUCLEUS_SIZES, RED_CELLS
 
 
@@ -26,17 +27,15 @@ def model_card(
     ensemble, whose = "", "class"
     if several:
         kind = f"An ensemble of {len(networks)} networks, whose probabilities are averaged,"
-        if len({network["held_out"] for network in networks}) == 1:
+        held_out = dict.fromkeys(network["held_out"] for network in networks)
+        if len(held_out) == 1:
             folds += (
                 f"\n| all together | {networks[0]['held_out']} | {_figure(pooled['top1'])} | "
                 f"{_figure(pooled['macro_f1'])} | {pooled['n']} |"
             )
             whose = "class (all together)"
         else:
-            ensemble = (
-                "\nThe ensemble itself has no figure: every cell of the data set trained some of "
-                "its networks.\n"
-            )
+            ensemble = _no_figure(untrained_folds(networks, held_out))
             whose = "class (each cell by the networks that were not trained on it)"
     rows = "\n".join(
         f"| {row['name']} | {_figure(row['precision'])} | {_figure(row['recall'])} | "
@@ -102,6 +101,19 @@ Cells of folds that the network was not trained on.
 |---|---|---|---|---|
 {rows}
 """
+
+
+def _no_figure(untrained: Sequence[str]) -> str:
+    """Why an ensemble of several folds has no figure; `untrained` are folds new to all of it."""
+    if not untrained:
+        return (
+            "\nThe ensemble itself has no figure: every cell of the data set trained some of its "
+            "networks.\n"
+        )
+    return (
+        f"\nThe ensemble itself has no figure yet; {', '.join(untrained)} trained none of its "
+        "networks and may be scored (`python -m bcvit_jax.predict --data`).\n"
+    )
 
 
 def _recipe(config: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,21 +27,25 @@ Predict single-cell images, or score a labelled data set.
   python -m bcvit_jax.predict --model DIR a.png b.tif list.csv --out results.csv
   python -m bcvit_jax.predict --model DIR --data data/other --out other.csv
 
-DIR is a folder of python -m bcvit_jax.export. A folder is searched for images, a .csv has a column
-`path` (relative to it). Beside results.csv are written results.json (counts, settings),
-results.html (thumbnails, the least certain first) and, where an image can't be read,
-results.bad.csv. A cell whose most probable class stays below --threshold is marked unidentified.
+DIR is a folder of python -m bcvit_jax.export. A folder is searched for images (names that begin
+with a dot are passed over), a .csv has a column `path` (relative to it). Beside results.csv are
+written results.json (counts, settings), results.html (thumbnails, the least certain first) and,
+where an image can't be read, results.bad.csv. What ends early, as by Ctrl-C, leaves the rows so far
+in results.csv.partial. A cell whose most probable class stays below --threshold is marked
+unidentified.
 --turns 8 looks at every picture turned and mirrored too and averages: fewer mistakes, and eight
 times the network's time.
 --data scores a data set of data_prep.build, of another laboratory too: classes are matched by name
-(--map SNE=NGS,… for other names), and those that the network does not know are named and left out.
-Of the data set that it was trained on, score the held-out fold alone: --folds fold0.
+(--map SNE=NGS,… for other names; capitals don't matter), and those that the network does not know
+are named and left out. Of the data set that DIR was trained on, only folds are scored that none of
+its networks was trained on.
 """
 
 
 def find_images(sources: Iterable[str]) -> Iterator[Path]:
     """The image files that files, folders and manifests name, in order.
 
+    In a folder, files and folders whose names begin with a dot are passed over.
     Errors: UserError for a source that is not there, or a manifest without a column `path`.
     """
     from data_prep.images import OTHER_SUFFIXES, SUFFIXES
@@ -49,8 +53,8 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
     for source in map(Path, sources):
         if source.is_dir():
             for folder, folders, names in os.walk(source):
-                folders.sort()
-                for name in sorted(names):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                for name in sorted(name for name in names if not name.startswith(".")):
                     if Path(name).suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
                         yield Path(folder, name)
         elif source.suffix.lower() == ".csv":
@@ -174,6 +178,7 @@ def predict_images(classifier, sources: list[str], out: Path, options) -> dict[s
         "threshold": options.threshold,
         "turns": options.turns,
         "counts": {name: results.counts[name] for name in names},
+        "unidentified_counts": {name: results.unidentified_counts[name] for name in names},
         "images_per_second": round((done + results.bad) / seconds, 2),
         "model": {k: classifier.card.get(k) for k in ("title", "commit", "networks", "dataset")},
     }
@@ -183,10 +188,14 @@ def predict_images(classifier, sources: list[str], out: Path, options) -> dict[s
 
 
 def _renamed(text: str) -> dict[str, str]:
-    pairs = [part.split("=") for part in text.split(",") if part]
+    """--map as {THEIRS: OURS}."""
+    pairs = [[name.strip() for name in part.split("=")] for part in text.split(",") if part]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise UserError(f"--map is {text!r}; it must be THEIRS=OURS,THEIRS=OURS")
-    return {theirs.strip(): ours.strip() for theirs, ours in pairs}
+    counts = Counter(theirs.casefold() for theirs, _ in pairs)
+    if twice := [theirs for theirs, _ in pairs if counts[theirs.casefold()] > 1]:
+        raise UserError(f"--map names {' and '.join(twice)}; give every class one name, once")
+    return dict(pairs)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,7 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("results.csv"), metavar="FILE.csv")
     parser.add_argument("--data", metavar="DATASET", help="score this labelled data set instead")
-    parser.add_argument("--folds", default="", metavar="FOLD,…", help="of --data (all)")
+    parser.add_argument(
+        "--folds", default="", metavar="FOLD,…", help="of --data (all that were not trained on)"
+    )
     parser.add_argument("--map", default="", metavar="THEIRS=OURS,…", help="class names of --data")
     parser.add_argument("--top", type=int, default=3, help="most probable classes named (3)")
     parser.add_argument("--threshold", type=float, default=0.5, help="for unidentified (0.5)")
@@ -219,6 +230,7 @@ def _check(options) -> None:
         "--batch-size": (options.batch_size >= 1, options.batch_size, "be at least 1"),
         "--threads": (options.threads >= 1, options.threads, "be at least 1"),
         "--folds": (bool(options.data) or not options.folds, options.folds, "name folds of --data"),
+        "--map": (bool(options.data) or not options.map, options.map, "name classes of --data"),
         "--out": (options.out.suffix == ".csv", options.out, "end in .csv"),
     }
     for name, (holds, value, rule) in rules.items():
@@ -226,13 +238,13 @@ def _check(options) -> None:
             raise UserError(f"{name} is {value}; it must {rule}")
     if bool(options.images) == bool(options.data):
         raise UserError("name images to predict, or a data set to score with --data")
-    ends = (".csv", ".json", ".html", ".npz", ".bad.csv")
+    ends = (".csv", ".json", ".html", ".npz", ".bad.csv", ".csv.partial", ".bad.csv.partial")
     if there := [str(p) for end in ends if (p := options.out.with_suffix(end)).exists()]:
         raise UserError(f"{', '.join(there)} is there already; choose another --out, or delete it")
 
 
 def main(arguments: list[str]) -> int:
-    """The command line's work; returns the exit status."""
+    """The command line's work; returns the exit status, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         _check(options)
@@ -247,23 +259,32 @@ def main(arguments: list[str]) -> int:
             from bcvit_jax.score import score
 
             score(classifier, open_dataset(options.data), options.out, renamed, options)
-            print(f"\n{options.out}, {options.out.with_suffix('.json')}")
+            _say(f"\n{options.out}, {options.out.with_suffix('.json')}")
             return 0
         summary = predict_images(classifier, options.images, options.out, options)
     except (UserError, OSError, FloatingPointError) as error:
         return fail(error)
-    print(told(summary, options.out))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    _say(told(summary, options.out))
     return 0 if summary["images"] else 1
+
+
+def _say(text: str) -> None:
+    """Print; bytes of a file name that are no UTF-8 are escaped."""
+    print(text.encode("utf-8", "backslashreplace").decode())
 
 
 def told(summary: Mapping[str, Any], out: Path) -> str:
     """What was predicted, for a terminal."""
     from bcvit_jax.summary import aligned
 
-    rows = [["class", "cells", "share"]]
+    rows = [["class", "cells", "share", "unidentified"]]
     total = max(summary["images"], 1)
     for name, count in summary["counts"].items():
-        rows.append([name, str(count), f"{100 * count / total:.1f} %"])
+        doubtful = summary["unidentified_counts"][name]
+        rows.append([name, str(count), f"{100 * count / total:.1f} %", str(doubtful)])
     lines = aligned(rows)
     lines.append(
         f"\n{summary['images']} cells, {summary['unidentified']} of them unidentified (no class "

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,14 +36,20 @@ def entropy(probabilities) -> float:
 
 
 class Results:
-    """results.csv, results.bad.csv and the counts, written row by row beside and renamed."""
+    """results.csv, results.bad.csv and the counts, written row by row beside and renamed.
+
+    Where the work ends early, the rows so far stay beside, as results.csv.partial, which is told.
+    Bytes of a file name that are no UTF-8 are escaped. Errors: OSError, of a .partial file too
+    that is there already.
+    """
 
     def __init__(self, out: Path, class_names: tuple[str, ...], top: int, threshold: float):
         self.out, self.class_names, self.threshold = out, class_names, threshold
         self.top = min(top, len(class_names))
         self.bad_file = out.with_suffix(".bad.csv")
         self.counts: Counter[str] = Counter()
-        self.unidentified, self.bad = 0, 0
+        self.unidentified_counts: Counter[str] = Counter()
+        self.bad = 0
 
     def __enter__(self):
         self._stack = contextlib.ExitStack()
@@ -59,10 +66,13 @@ class Results:
         self._bad_rows = None
         return self
 
+    @property
+    def unidentified(self) -> int:
+        return sum(self.unidentified_counts.values())
+
     def _open(self, path: Path):
-        partial = path.with_name(path.name + ".partial")
-        file = self._stack.enter_context(partial.open("w", newline="", encoding="utf-8"))
-        return csv.writer(file, lineterminator="\n")
+        file = _partial(path).open("x", newline="", encoding="utf-8", errors="backslashreplace")
+        return csv.writer(self._stack.enter_context(file), lineterminator="\n")
 
     def add(self, item: Prediction | Bad) -> None:
         if isinstance(item, Bad):
@@ -77,7 +87,7 @@ class Results:
         best = float(p[order[0]])
         doubtful = best < self.threshold
         self.counts[self.class_names[order[0]]] += 1
-        self.unidentified += doubtful
+        self.unidentified_counts[self.class_names[order[0]]] += doubtful
         self._rows.writerow(
             [
                 *(item.path, self.class_names[order[0]], f"{best:.9g}", int(doubtful)),
@@ -89,8 +99,23 @@ class Results:
         )
 
     def __exit__(self, kind, *_):
-        self._stack.close()
-        for path in (self.out, self.bad_file):
-            partial = path.with_name(path.name + ".partial")
-            if partial.exists():
-                partial.unlink() if kind else os.replace(partial, path)
+        whole = False
+        try:
+            self._stack.close()  # writes the last rows, for which a disk may be too full
+            whole = kind is None
+        finally:
+            partials = {path: _partial(path) for path in (self.out, self.bad_file)}
+            partials = {path: partial for path, partial in partials.items() if partial.exists()}
+            if whole:
+                for path, partial in partials.items():
+                    os.replace(partial, path)
+            elif rows := sum(self.counts.values()) + self.bad:
+                named = ", ".join(map(str, partials.values()))
+                print(f"the rows so far ({rows}) are kept in {named}", file=sys.stderr)
+            else:
+                for partial in partials.values():
+                    partial.unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")

@@ -54,6 +54,13 @@ def _decode(file: IO[bytes]) -> np.ndarray:
         raise BadImage(
             f"has {width} x {height} pixels, but an image may have {MAX_PIXELS // 10**6} million"
         )
+    return rgb(image)
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """Pixels of a Pillow image, uint8 [h, w, 3], turned, scaled and laid on white as `read_rgb`
+    tells; of 16-bit colour only what is not loaded yet can be refused. Raises BadImage.
+    """
     sixteen_bit_colour = ";16" in str(getattr(image, "tile", "")) and image.mode[0] != "I"
     image.load()
     image = ImageOps.exif_transpose(image)

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -14,10 +16,14 @@ import pytest
 from PIL import Image
 
 from bcvit_jax import export, export_onnx, predict
+from bcvit_jax import trained as trained_run
 from bcvit_jax.augment import dihedral
 from bcvit_jax.errors import UserError
-from bcvit_jax.exported import SUMS, from_pretrained
+from bcvit_jax.exported import SUMS, Preprocessing, from_pretrained, untrained_folds
+from bcvit_jax.normalisation import Normalisation
 from bcvit_jax.predictions import load_predictions
+from bcvit_jax.run_files import read_classifier
+from data_prep.images import read_rgb
 from tests.tiny_run import train
 
 CHANGES = {"folds": "(0, 1)", "epochs": 4, "batch_size": 8, "data.centre_crop": 0.9}
@@ -63,12 +69,58 @@ def test_the_exported_network_scores_as_the_run_did(trained, folder, tiny_datase
     np.testing.assert_allclose(again.probabilities[rows], own.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(again.predicted[rows], own.predicted)
     np.testing.assert_array_equal(again.kept[rows], own.kept)
-    assert len(again.source) == 60
-    words = ["--model", folder, "--data", tiny_dataset, "--out", tmp_path / "held.csv"]
-    assert predict.main([*map(str, words), "--folds", "fold0"]) == 0
-    assert sorted(load_predictions(tmp_path / "held").source) == sorted(own.source)
-    content = json.loads((tmp_path / "held.json").read_text())
-    assert (content["folds"], content["scored"]) == (["fold0"], len(own.source))
+    assert sorted(again.source) == sorted(own.source)
+
+
+def test_of_its_own_data_set_only_folds_new_to_the_network_are_scored(
+    folder, tiny_dataset, tmp_path, capsys
+):
+    def scored(model, out, *words):
+        start = ["--model", model, "--data", tiny_dataset, "--out", tmp_path / f"{out}.csv"]
+        assert predict.main([*map(str, start), *words]) == 0
+        return json.loads((tmp_path / f"{out}.json").read_text())
+
+    content = scored(folder, "held")
+    assert (content["folds"], content["scored"], content["held_out"]) == (["fold0"], 12, True)
+    assert content["left_out_as_trained_on"] == ["fold1", "fold2", "fold3", "fold4"]
+    assert "trained on them: fold1, fold2, fold3, fold4" in capsys.readouterr().out
+    words = ["--model", folder, "--data", tiny_dataset, "--out", tmp_path / "t.csv"]
+    assert predict.main([*map(str, words), "--folds", "fold0,fold2"]) == 2
+    err = capsys.readouterr().err
+    assert "--folds names fold2, on which a network was trained; of this data set fold0" in err
+    assert err.count("\n") == 1 and not (tmp_path / "t.json").exists()
+    card = json.loads((folder / "config.json").read_text())
+    card["networks"][0]["trained_on"] = ["fold2", "fold3"]  # as of config.train_folds
+    fewer = json.dumps(card).encode()
+    fewer = changed(folder, tmp_path / "fewer", "config.json", fewer, sums=True)
+    assert scored(fewer, "fewer")["folds"] == ["fold0", "fold1", "fold4"]
+    card["dataset"]["fingerprint"] = "another"
+    other = json.dumps(card).encode()
+    other = changed(folder, tmp_path / "other", "config.json", other, sums=True)
+    content = scored(other, "other", "--folds", "fold2")
+    assert (content["folds"], content["held_out"]) == (["fold2"], None)
+
+
+def test_the_card_tells_what_each_network_was_trained_on(trained, folder):
+    (network,) = json.loads((folder / "config.json").read_text())["networks"]
+    assert network["trained_on"] == ["fold1", "fold2", "fold3", "fold4"]
+    config = read_classifier(trained)
+    report = {"run": {"dataset": {"counts": {f"fold{i}": [1] for i in range(5)}}}}
+    for train_folds, path, seen in (
+        ((), "", [0, 2, 3, 4]),
+        ((2, 4), "", [2, 4]),
+        ((2, 4), "encoder.safetensors", [0, 2, 3, 4]),  # which may have seen them
+    ):
+        weights = dataclasses.replace(config.weights, path=path)
+        config = dataclasses.replace(config, train_folds=train_folds, weights=weights)
+        found = export._trained_on(config, report, "fold1")
+        assert found == {"trained_on": [f"fold{i}" for i in seen]}
+    assert export._trained_on(config, {"run": {"dataset": {"path": "x"}}}, "fold1") == {}
+    older = [{"held_out": "fold0"}, {"held_out": "fold1"}]
+    assert untrained_folds(older[:1], ["fold0", "fold1"]) == ["fold0"]
+    assert untrained_folds(older, ["fold0", "fold1"]) == []
+    newer = [{**older[0], "trained_on": ["fold2"]}, {**older[1], "trained_on": ["fold2", "fold0"]}]
+    assert untrained_folds(newer, ["fold0", "fold1", "fold2"]) == ["fold1"]
 
 
 ELSEWHERE = """
@@ -122,7 +174,7 @@ def test_onnxruntime_gives_the_same_logits(folder, tmp_path):
     assert export_onnx.export_onnx(folder, tmp_path / "x.onnx") <= 1e-4
 
 
-def test_an_ensemble_gives_the_mean_probability(trained, tmp_path):
+def test_an_ensemble_gives_the_mean_probability(trained, tiny_dataset, tmp_path, capsys):
     words = ["--workdir", trained, "--out", tmp_path / "all", "--fold", "all"]
     assert export.main(list(map(str, words))) == 0
     classifier = from_pretrained(tmp_path / "all")
@@ -134,7 +186,10 @@ def test_an_ensemble_gives_the_mean_probability(trained, tmp_path):
     np.testing.assert_allclose(jax.nn.softmax(together), mean, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(kept, each[0].kept)
     card = (tmp_path / "all/README.md").read_text()
-    assert "The ensemble itself has no figure" in card
+    assert "The ensemble itself has no figure: every cell" in card
+    words = ["--model", tmp_path / "all", "--data", tiny_dataset, "--out", tmp_path / "r.csv"]
+    assert predict.main(list(map(str, words))) == 2
+    assert "every fold of this data set trained one of the networks" in capsys.readouterr().err
 
 
 def test_runs_of_several_seeds_are_averaged_and_scored_where_none_was_trained(
@@ -264,12 +319,36 @@ def test_folders_that_do_not_agree_with_themselves_are_refused(folder, tmp_path)
         from_pretrained(tmp_path)
 
 
+def test_a_network_that_saw_other_colours_is_refused(folder, tmp_path):
+    card = json.loads((folder / "config.json").read_text())
+    assert card["preprocessing_form"] == str(Normalisation(True, True, True))
+    for name, form in (("other", "stain0 scale"), ("older", None)):
+        content = {k: v for k, v in card.items() if k != "preprocessing_form"}
+        content |= {"preprocessing_form": form} if form else {}
+        content = json.dumps(content).encode()
+        copy = changed(folder, tmp_path / name, "config.json", content, sums=True)
+        if not form:  # an older card says nothing
+            assert from_pretrained(copy).class_names == tuple(card["class_names"])
+            continue
+        with pytest.raises(UserError, match=r"another form of normalise_stain .*\(stain0 scale\)"):
+            from_pretrained(copy)
+
+
+def test_the_preprocessor_names_no_processor_that_would_do_otherwise(folder):
+    found = json.loads((folder / "preprocessor_config.json").read_text())
+    assert not {"image_processor_type", "do_center_crop"} & set(found)
+    assert found["crop_fraction_of_shorter_side"] == 0.9
+    assert found["size"] == {"height": 32, "width": 32}
+    assert (found["image_mean"], found["image_std"]) == ([0.5] * 3, [0.5] * 3)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ([], "has 2 finished folds; choose one with --fold (fold0, fold1), or all"),
         (["--fold", "fold4"], "--fold is fold4; finished folds of"),
         (["--fold", "fold0", "--format", "pickle"], "--format has 'pickle'; it must be of"),
+        (["--format", "onnx"], "stablehlo; python -m bcvit_jax.export_onnx makes ONNX of the"),
         (["--fold", "fold0", "--workdir", "absent"], "absent has no config.json"),
     ],
 )
@@ -281,7 +360,32 @@ def test_a_wrong_export_is_one_sentence(trained, words, sentence, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(trained, folder, capsys):
+def test_a_report_without_its_run_is_one_sentence(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained / "config.json", run)
+    report = json.loads((trained / "report.json").read_text())
+    report["run"] = {part: report["run"][part] for part in ("title", "config", "provenance")}
+    (run / "report.json").write_text(json.dumps(report))
+    words = ["--workdir", run, "--out", tmp_path / "out", "--fold", "fold0"]
+    assert export.main(list(map(str, words))) == 2
+    err = capsys.readouterr().err
+    assert "does not tell the run's dataset and training; start" in err and err.count("\n") == 1
+
+
+def test_an_empty_folder_is_filled_even_where_one_stands_in_it(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export.main(["--workdir", str(trained), "--out", ".", "--fold", "fold0"]) == 0
+    assert Path.cwd() == tmp_path and from_pretrained(".").turns == 1
+    names = {"README.md", SUMS, "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_nothing_is_overwritten(trained, folder, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError("networks were read before --out was looked at")
+
+    monkeypatch.setattr(trained_run, "restore", never)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     words = ["--workdir", trained, "--out", folder, "--fold", "fold1"]
     assert export.main(list(map(str, words))) == 2
@@ -339,6 +443,12 @@ def test_bad_files_are_named_and_the_rest_is_as_the_run_saw_it(trained, folder, 
     summary = json.loads((tmp_path / "deep/results.json").read_text())
     assert (summary["images"], summary["bad"]) == (12, 10)
     assert sum(summary["counts"].values()) == 12
+    doubtful = Counter(row["predicted"] for row in rows.values() if row["unidentified"] == "1")
+    assert summary["unidentified_counts"] == {name: doubtful[name] for name in own.class_names}
+    assert 0 < sum(doubtful.values()) == summary["unidentified"]
+    table = predict.told(summary, out).splitlines()
+    assert table[0].split() == ["class", "cells", "share", "unidentified"]
+    assert [line.split()[-1] for line in table[2:5]] == [str(doubtful[n]) for n in own.class_names]
     page = (tmp_path / "deep/results.html").read_text()
     assert page.count("<figure") == 12
     assert page.count('class="doubtful"') == summary["unidentified"]
@@ -369,9 +479,10 @@ def test_another_laboratorys_names_are_mapped_and_unknown_classes_left_out(
 
     dataset = data.open_dataset(str(tiny_dataset))
     monkeypatch.setattr(dataset, "class_names", ("disc", "Torus", "BLAST"))
+    monkeypatch.setattr(dataset, "fingerprint", "another")
     monkeypatch.setattr(data, "open_dataset", lambda _: dataset)
     words = ["--model", folder, "--data", tiny_dataset, "--out", tmp_path / "r.csv"]
-    assert predict.main([*map(str, words), "--map", "Torus=RING"]) == 0
+    assert predict.main([*map(str, words), "--map", "torus=Ring"]) == 0
     out = capsys.readouterr().out
     assert "classes that the network does not know, left out: BLAST (10)" in out
     assert "classes that this data set does not have: BARS" in out
@@ -385,6 +496,23 @@ def test_another_laboratorys_names_are_mapped_and_unknown_classes_left_out(
 
 
 @pytest.mark.parametrize(
+    ("theirs", "renamed", "sentence"),
+    [
+        (("disc", "Torus"), {"Tours": "RING"}, "--map renames Tours; .* are disc, Torus"),
+        (("disc", "Torus"), {"Torus": "RIGN"}, "gives the name RIGN; .* are DISC, RING"),
+        (("disc", "RING", "Disc"), {}, "classes disc, Disc differ in capitals alone"),
+        (("A", "B"), {}, r"none of the data set's classes \(A, B\)"),
+    ],
+)
+def test_names_that_are_no_class_are_refused(theirs, renamed, sentence):
+    from bcvit_jax.score import matched
+
+    with pytest.raises(UserError, match=sentence):
+        matched(theirs, ("DISC", "RING"), renamed)
+    assert matched(("b", "A", "c"), ("a", "B"), {"C": "b"}).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["absent.png"], "there is no absent.png; name image files"),
@@ -394,7 +522,12 @@ def test_another_laboratorys_names_are_mapped_and_unknown_classes_left_out(
         (["{pictures}", "--turns", "3"], "--turns is 3; it must be 1, 2, 4 or 8"),
         (["{pictures}", "--out", "results.txt"], "--out is results.txt; it must end in .csv"),
         (["{pictures}", "--model", "{pictures}"], "is no exported network"),
-        (["{pictures}", "--map", "x"], "--map is 'x'; it must be THEIRS=OURS"),
+        (["--data", "{data}", "--map", "x"], "--map is 'x'; it must be THEIRS=OURS"),
+        (["--data", "{data}", "--map", "x= "], "--map is 'x= '; it must be THEIRS=OURS"),
+        (["--data", "{data}", "--map", "x=A,X=B"], "--map names x and X; give every class one"),
+        (["{pictures}", "--map", "x=RING"], "--map is x=RING; it must name classes of --data"),
+        (["{pictures}", "--out", "{tmp}/early.csv"], "early.csv.partial is there already"),
+        (["{tmp}/hidden"], "holds no images"),
         (["{tmp}"], "holds no images"),
         (["{tmp}/list.csv"], "list.csv has no column `path`"),
         (["{pictures}", "--out", "{tmp}/there.csv"], "there.json is there already"),
@@ -408,6 +541,10 @@ def test_a_wrong_prediction_is_one_sentence(
 ):
     (tmp_path / "list.csv").write_text("file\nx.png\n")
     (tmp_path / "there.json").write_text("{}")
+    (tmp_path / "early.csv.partial").write_text("rows of yesterday")
+    (tmp_path / "hidden/.trash").mkdir(parents=True)
+    for name in ("._BAS_0001.png", ".trash/BAS_0002.png"):
+        (tmp_path / "hidden" / name).write_bytes(b"")
     before = sorted(tmp_path.iterdir())
     words = [word.format(pictures=pictures, tmp=tmp_path, data=tiny_dataset) for word in words]
     start = ["--model", str(folder), "--out", str(tmp_path / "r.csv")]
@@ -415,6 +552,121 @@ def test_a_wrong_prediction_is_one_sentence(
     err = capsys.readouterr().err
     assert sentence in err and err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path):
+    for name in ("b.png", "._b.png", ".trash/c.png", "sub/a.png", "sub/.d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in predict.find_images([str(tmp_path)])]
+    assert found == ["b.png", "sub/a.png"]
+    named = str(tmp_path / "._b.png")  # by hand
+    assert list(predict.find_images([named])) == [Path(named)]
+
+
+def test_file_names_that_are_no_utf8_are_escaped_and_no_row_is_lost(
+    folder, cells, tmp_path, capsys
+):
+    images = tmp_path / os.fsdecode(b"cells\xe4")
+    images.mkdir()
+    (images / os.fsdecode(b"a\xff.png")).write_bytes(cells.png("fold0", 0))
+    (images / os.fsdecode(b"b\xfe.png")).write_bytes(b"")
+    (images / "c.png").write_bytes(cells.png("fold0", 1))
+    out = images / "r.csv"
+    assert predict.main(["--model", str(folder), str(images), "--out", str(out)]) == 0
+    assert [row["path"].rsplit("/", 1)[1] for row in rows_of(out)] == ["a\\udcff.png", "c.png"]
+    assert rows_of(images / "r.bad.csv")[0]["path"].endswith("b\\udcfe.png")
+    assert "a\\udcff.png" in (images / "r.html").read_text("utf-8")
+    assert json.loads((images / "r.json").read_text("utf-8"))["images"] == 2
+    assert "cells\\udce4/r.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "status"), [(KeyboardInterrupt, 130), (OSError, 1)])
+def test_what_ends_early_keeps_its_rows_and_says_where(
+    folder, pictures, tmp_path, capsys, monkeypatch, kind, status
+):
+    from bcvit_jax.gallery import Gallery
+
+    seen = []
+
+    def third(*_):
+        seen.append(1)
+        if len(seen) == 3:
+            raise kind("no more")
+
+    monkeypatch.setattr(Gallery, "add", third)
+    words = ["--model", folder, pictures / "RING", "--out", tmp_path / "r.csv"]
+    assert predict.main(list(map(str, words))) == status
+    partial = tmp_path / "r.csv.partial"
+    assert [path for path in tmp_path.iterdir()] == [partial]
+    assert len(rows_of(partial)) == 3
+    assert f"the rows so far (3) are kept in {partial}\n" in capsys.readouterr().err
+    before = partial.read_bytes()
+    assert predict.main(list(map(str, words))) == 2
+    assert "r.csv.partial is there already" in capsys.readouterr().err
+    assert partial.read_bytes() == before
+
+
+def test_what_ends_before_its_first_row_leaves_nothing(tmp_path, capsys):
+    from bcvit_jax.results import Results
+
+    with pytest.raises(KeyboardInterrupt), Results(tmp_path / "r.csv", ("A", "B"), 2, 0.5):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+
+
+def _clear(alpha: int) -> Image.Image:
+    image = Image.fromarray(PIXELS)
+    image.putalpha(alpha)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "form"),
+    [
+        (Image.fromarray(PIXELS), "PNG"),
+        (Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 16), "PNG"),
+        (Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257), "TIFF"),
+        (_clear(90), "PNG"),
+        (Image.fromarray(PIXELS).quantize(8), "PNG"),
+        (Image.fromarray(PIXELS), "JPEG"),
+    ],
+    ids=["RGB", "12-bit", "16-bit", "transparent", "palette", "turned by EXIF"],
+)
+def test_pillows_image_becomes_what_predict_makes_of_the_file(image, form, tmp_path):
+    exif = Image.Exif()
+    if form == "JPEG":
+        exif[0x0112] = 6
+    file = tmp_path / "cell"
+    image.save(file, form, exif=exif)
+    way = Preprocessing(16, 20, 0.9, white_background=True)
+    with open(file, "rb") as opened:
+        pixels = read_rgb(opened)
+    with Image.open(file) as picture:
+        found = way(picture)
+    np.testing.assert_array_equal(found, way(pixels))
+    np.testing.assert_array_equal(found, predict.read(file, way))
+    assert found.shape == (16, 16, 3) and np.ptp(found) > 30
+
+
+@pytest.mark.parametrize(
+    ("picture", "sentence"),
+    [
+        (PIXELS / np.float32(255), r"is float32 \[24, 32, 3\]; it must be .*times 255"),
+        (PIXELS.astype(np.int64), "is int64"),
+        (PIXELS[..., 0], r"is uint8 \[24, 32\]"),
+        (PIXELS[..., [0, 1, 2, 0]], r"is uint8 \[24, 32, 4\]"),
+        (PIXELS[None], r"is uint8 \[1, 24, 32, 3\]"),
+        (PIXELS[:0], r"is uint8 \[0, 32, 3\]"),
+        (Image.fromarray(PIXELS[..., 0].astype(np.float32)), "has floating-point samples"),
+    ],
+)
+def test_what_is_no_picture_is_refused(picture, sentence):
+    with pytest.raises(UserError, match=f"the picture {sentence}"):
+        Preprocessing(16, 16, 1.0)(picture)
 
 
 def test_images_are_read_ahead_by_a_bounded_number():
