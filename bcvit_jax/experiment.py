@@ -24,6 +24,7 @@ from bcvit_jax.program import make_mesh
 from bcvit_jax.provenance import continued, provenance
 from bcvit_jax.report.page import LEAK
 from bcvit_jax.report.writing import write_report
+from bcvit_jax.run_files import refuse_other_form
 from bcvit_jax.runtime import described
 from bcvit_jax.signals import Signals
 from bcvit_jax.summary import summarise_run, table
@@ -54,6 +55,8 @@ def run(values: Mapping[str, Any], workdir: Path, signals: Signals) -> None:
     with _held(workdir):
         done = {name: _finished(workdir, name) for name in dataset.folds}
         missing = [i for i in config.folds if done[dataset.folds[i]] is None]
+        if missing:
+            refuse_other_form(workdir, str(config.data.normalisation))
         if missing or not old:
             _record(config, dataset, workdir, old)
             _say(_greeting(config, dataset, workdir))
@@ -182,6 +185,7 @@ def _record(config: RunConfig, dataset: CellDataset, workdir: Path, old: dict | 
     if jax.process_index() != 0:
         return
     origin = provenance(config.seed, dataset.fingerprint)
+    origin["preprocessing_form"] = str(config.data.normalisation)
     write_json(workdir / "provenance.json", continued(old, origin) if old else origin)
     write_json(workdir / "config.json", to_dict(config))
 

@@ -36,6 +36,19 @@ def read_classifier(workdir: Path):
     return from_dict(read_json(workdir / "config.json"))
 
 
+def refuse_other_form(workdir: Path, form: str) -> None:
+    """Raise UserError where the run was trained on pictures of another form of `Normalisation`.
+
+    form: `str` of the one that is made now. Runs from before it was written down pass.
+    """
+    was = read_json_if_there(workdir / "provenance.json").get("preprocessing_form", form)
+    if was != form:
+        raise UserError(
+            f"{workdir} was trained with another form of normalise_stain or normalise_scale, {was}, "
+            f"than this version has, {form}; use the version that trained it, or train again"
+        )
+
+
 def refuse_pretraining(workdir: Path) -> None:
     """Raise UserError where the run in `workdir` is a pretraining."""
     if (read_json_if_there(workdir / "config.json").get("mae") or {}).get("ratio"):

@@ -15,7 +15,12 @@ from bcvit_jax.dataset import CellDataset
 from bcvit_jax.errors import UserError
 from bcvit_jax.exported import Preprocessing, preprocessing_of
 from bcvit_jax.program import Program, make_mesh, make_program
-from bcvit_jax.run_files import read_classifier, read_json, refuse_pretraining
+from bcvit_jax.run_files import (
+    read_classifier,
+    read_json,
+    refuse_other_form,
+    refuse_pretraining,
+)
 
 
 class Network(NamedTuple):
@@ -53,7 +58,9 @@ def finished_folds(workdir: Path) -> list[str]:
 
 
 def restore(workdir: Path, config: RunConfig, classes: int, fold: str) -> Network:
-    """The network of a fold as it was trained; UserError where no checkpoint of it is whole."""
+    """The network of a fold as it was trained; UserError where no checkpoint of it is whole, or
+    its pictures are not made any more."""
+    refuse_other_form(workdir, str(config.data.normalisation))
     mesh = make_mesh()
     program = make_program(config, classes, 1.0, 1, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -10,7 +10,10 @@ import pytest
 
 from bcvit_jax import robustness
 from bcvit_jax.curves import figures, summarise
+from bcvit_jax.errors import UserError
+from bcvit_jax.experiment import run
 from bcvit_jax.shifts import SHIFTS
+from bcvit_jax.signals import Signals
 from bcvit_jax.trained import choose
 from tests.tiny_run import train
 
@@ -126,3 +129,16 @@ def test_another_data_set_is_refused(trained, tmp_path, capsys):
     (copy / "provenance.json").write_text(json.dumps(origin | {"dataset_fingerprint": "0"}))
     assert robustness.main(["--workdir", str(copy)]) == 2
     assert "was trained on another data set" in capsys.readouterr().err
+
+
+def test_a_run_whose_pictures_are_not_made_any_more_is_refused(trained, few, capsys, monkeypatch):
+    """Its network saw others; a run goes on for no further fold either."""
+    origin = json.loads((trained / "provenance.json").read_text())
+    assert origin["preprocessing_form"] == ""
+    monkeypatch.setattr("bcvit_jax.normalisation.Normalisation.__str__", lambda self: "stain9")
+    assert robustness.main(["--workdir", str(trained)]) == 2
+    assert "trained with another form of normalise_stain" in capsys.readouterr().err
+    config = json.loads((trained / "config.json").read_text())
+    with pytest.raises(UserError, match="another form"):
+        run(config | {"folds": [0, 1]}, trained, Signals())
+    run(config, trained, Signals())  # which is finished
