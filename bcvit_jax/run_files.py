@@ -44,8 +44,8 @@ def refuse_other_form(workdir: Path, form: str) -> None:
     was = read_json_if_there(workdir / "provenance.json").get("preprocessing_form", form)
     if was != form:
         raise UserError(
-            f"{workdir} was trained with another form of normalise_stain or normalise_scale, {was}, "
-            f"than this version has, {form}; use the version that trained it, or train again"
+            f"{workdir} was trained with another form of normalise_stain or normalise_scale ({was})"
+            f" than this version's ({form}); use the version that trained it, or train again"
         )
 
 
