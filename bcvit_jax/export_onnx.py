@@ -6,6 +6,7 @@ package with `--no-deps`): jax2onnx wants an older Orbax than training does.
 
 import argparse
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 
@@ -50,9 +51,13 @@ def export_onnx(folder: Path, out: Path) -> float:
     def logits(images):
         return classifier(classifier.params, images)[0]
 
+    # What both say of names and shapes inside the graph is nothing that a person can mend.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
     made = to_onnx(logits, [("b", side, side, 3)], model_name="bcvit", input_names=["images"])
     content = made.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     difference = 0.0
     for count in (1, 7):
         shape = (count, side, side, 3)
