@@ -311,7 +311,7 @@ def test_help_needs_no_torch_and_its_lack_is_a_sentence(smears, tmp_path):
     arguments = ("--images", tmp_path / "images", "--detector", tmp_path, "--out", tmp_path / "x")
     told = ended("detect", "predict", *arguments)
     assert told.returncode == 2
-    assert told.stderr.startswith("torch is not installed: pip install 'bcvit[data-prep]'")
+    assert told.stderr.startswith("torch is not installed: pip install -e '.[data-prep]'")
 
 
 def test_hidden_files_are_no_images(tmp_path):

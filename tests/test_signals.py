@@ -5,13 +5,15 @@ import pty
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 # Says "ready", and then: `deferred` loops until it is asked to stop, `open` sleeps, `busy` holds
 # the main thread in C for a minute, as a compilation does.
 PROGRAM = """
-import hashlib, sys, time
+import hashlib, signal, sys, time
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))  # whatever the tests were started with
 from bcvit_jax.signals import Signals, Stop
 signals = Signals()
 signals.install()
@@ -36,11 +38,10 @@ except Stop as stop:
 """
 
 
-def start(mode: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", PROGRAM, mode]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
+def start(mode: str, hang_up: str = "SIG_DFL") -> subprocess.Popen:
+    command = [sys.executable, "-c", PROGRAM, mode, hang_up]
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, **pipes, bufsize=1)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -60,7 +61,8 @@ def test_a_deferred_signal_is_left_to_the_loop(number, status):
 def test_a_closed_terminal_lets_a_run_save(tmp_path):
     """Whose messages, which nobody reads any more, are no errors."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", PROGRAM.replace('print("saved"', "SAVE('saved'"), "deferred"]
+    command = [sys.executable, "-c", PROGRAM.replace('print("saved"', "SAVE('saved'")]
+    command += ["deferred", "SIG_DFL"]
     command[2] = f"SAVE = lambda *_, **__: open({str(tmp_path / 'saved')!r}, 'w')\n{command[2]}"
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
@@ -72,13 +74,7 @@ def test_a_closed_terminal_lets_a_run_save(tmp_path):
 
 
 def test_what_nohup_ignores_is_left_so():
-    command = [sys.executable, "-c", PROGRAM, "deferred"]
-    ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignoring
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    process = start("deferred", "SIG_IGN")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
