@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from bcvit_jax.data import DataConfig
+from bcvit_jax.data_config import DataConfig
 from bcvit_jax.errors import UserError
 from bcvit_jax.normalisation import current
 

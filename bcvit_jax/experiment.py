@@ -56,7 +56,7 @@ def run(values: Mapping[str, Any], workdir: Path, signals: Signals) -> None:
         done = {name: _finished(workdir, name) for name in dataset.folds}
         missing = [i for i in config.folds if done[dataset.folds[i]] is None]
         if missing:
-            refuse_other_form(workdir, str(config.data.normalisation))
+            refuse_other_form(workdir, "provenance.json", str(config.data.normalisation))
         if missing or not old:
             _record(config, dataset, workdir, old)
             _say(_greeting(config, dataset, workdir))

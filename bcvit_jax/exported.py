@@ -29,6 +29,7 @@ from bcvit_jax.augment import centre_square, resize
 from bcvit_jax.errors import UserError
 from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, scale
 from bcvit_jax.normalisation import Normalisation, current
+from bcvit_jax.run_files import refuse_other_form
 from bcvit_jax.weights import from_flat, read_arrays
 from data_prep.images import BadImage, rgb
 
@@ -266,7 +267,7 @@ def from_pretrained(folder: str | Path) -> Classifier:
         files = [str(network["file"]) for network in card["networks"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} can't be understood ({error!r})") from None
-    _check_form(folder, card, preprocessing)
+    refuse_other_form(folder, "config.json", str(preprocessing.normalisation))
     if len(class_names) != model.num_classes:
         raise UserError(
             f"{folder / 'config.json'} names {len(class_names)} classes, and its network tells "
@@ -280,17 +281,6 @@ def from_pretrained(folder: str | Path) -> Classifier:
         for name in files
     )
     return Classifier(model, params, class_names, preprocessing, card)
-
-
-def _check_form(folder: Path, card: Mapping[str, Any], preprocessing: Preprocessing) -> None:
-    """UserError where the networks saw colours of another form than this version makes."""
-    now = str(preprocessing.normalisation)
-    was = card.get("preprocessing_form", now)  # older cards do not tell
-    if was != now:
-        raise UserError(
-            f"{folder} was trained with another form of normalise_stain or normalise_scale ({was}) "
-            f"than this version's ({now}); use the version that trained it, or train again"
-        )
 
 
 def untrained_folds(networks: Iterable[Mapping[str, Any]], folds: Iterable[str]) -> list[str]:

@@ -36,15 +36,16 @@ def read_classifier(workdir: Path):
     return from_dict(read_json(workdir / "config.json"))
 
 
-def refuse_other_form(workdir: Path, form: str) -> None:
-    """Raise UserError where the run was trained on pictures of another form of `Normalisation`.
+def refuse_other_form(folder: Path, name: str, form: str) -> None:
+    """Raise UserError where what is in `folder` saw pictures of another form of `Normalisation`.
 
-    form: `str` of the one that is made now. Runs from before it was written down pass.
+    name: of its JSON file that says so; form: `str` of the one that is made now. What was made
+    before it was written down passes.
     """
-    was = read_json_if_there(workdir / "provenance.json").get("preprocessing_form", form)
+    was = read_json_if_there(folder / name).get("preprocessing_form", form)
     if was != form:
         raise UserError(
-            f"{workdir} was trained with another form of normalise_stain or normalise_scale ({was})"
+            f"{folder} was trained with another form of normalise_stain or normalise_scale ({was})"
             f" than this version's ({form}); use the version that trained it, or train again"
         )
 

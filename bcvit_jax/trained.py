@@ -60,7 +60,7 @@ def finished_folds(workdir: Path) -> list[str]:
 def restore(workdir: Path, config: RunConfig, classes: int, fold: str) -> Network:
     """The network of a fold as it was trained; UserError where no checkpoint of it is whole, or
     its pictures are not made any more."""
-    refuse_other_form(workdir, str(config.data.normalisation))
+    refuse_other_form(workdir, "provenance.json", str(config.data.normalisation))
     mesh = make_mesh()
     program = make_program(config, classes, 1.0, 1, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
