@@ -91,7 +91,8 @@ class RunConfig:
     """Folds to hold out, one after the other; () in pretraining alone, where it holds out none."""
     train_folds: tuple[int, ...] = ()
     """Folds to train on; empty is all but the held-out one."""
-    epochs: int = 100
+    epochs: float = 100
+    """A part of one too, of at least a step."""
     batch_size: int = 32
     """Of all devices together."""
     eval_batch_size: int = 64
@@ -122,7 +123,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     rules = {
         "folds": (config.folds or config.mae.ratio, "name at least one fold"),
         "mae.ratio": (0 <= config.mae.ratio < 1, "be 0 (no pretraining), or lie in (0, 1)"),
-        "epochs": (config.epochs >= 1, "be at least 1"),
+        "epochs": (0 < config.epochs < math.inf, "be above 0"),
         "batch_size": (config.batch_size >= 1, "be at least 1"),
         "eval_batch_size": (config.eval_batch_size >= 1, "be at least 1"),
         "log_steps": (config.log_steps >= 1, "be at least 1"),
@@ -146,7 +147,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
         "optimizer.decay": (0 < optimizer.decay <= 1, "lie in (0, 1]"),
         "optimizer.warmup_epochs": (
             0 <= optimizer.warmup_epochs < config.epochs,
-            f"lie in [0, epochs), and epochs is {config.epochs}",
+            f"lie in [0, epochs), and epochs is {config.epochs:g}",
         ),
         "optimizer.clip_norm": (0 <= optimizer.clip_norm < math.inf, "be 0 (off) or more"),
         "optimizer.layer_decay": (0 < optimizer.layer_decay <= 1, "lie in (0, 1]"),

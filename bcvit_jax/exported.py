@@ -27,7 +27,7 @@ from PIL import Image
 
 from bcvit_jax.augment import centre_square, resize
 from bcvit_jax.errors import UserError
-from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, scale
+from bcvit_jax.models import ARCHITECTURES, NetworkConfig, build, compiler_options, scale
 from bcvit_jax.normalisation import Normalisation, current
 from bcvit_jax.run_files import refuse_other_form
 from bcvit_jax.weights import from_flat, read_arrays
@@ -149,7 +149,10 @@ class Classifier:
 
     def predict_step(self) -> Any:
         """The call as a jitted function of `params` and images uint8 [b, s, s, 3]."""
-        return jax.jit(lambda all_params, images: self(all_params, scale(images)))
+        return jax.jit(
+            lambda all_params, images: self(all_params, scale(images)),
+            compiler_options=compiler_options(self.model),
+        )
 
 
 def _turned(images: jax.Array, transform: int) -> jax.Array:

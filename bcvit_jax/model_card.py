@@ -119,8 +119,8 @@ def _no_figure(untrained: Sequence[str]) -> str:
 def _recipe(config: Mapping[str, Any]) -> str:
     """A run's training in a line."""
     return (
-        f"{config['epochs']} epochs, batch {config['batch_size']}, {config['optimizer']['name']}, "
-        f"seed {config['seed']}."
+        f"{config['epochs']:g} epochs, batch {config['batch_size']}, "
+        f"{config['optimizer']['name']}, seed {config['seed']}."
     )
 
 

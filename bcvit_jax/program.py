@@ -18,6 +18,7 @@ from bcvit_jax.models import (
     MaskedAutoencoderConfig,
     NetworkConfig,
     build,
+    compiler_options,
     mae,
     model_config,
     scale,
@@ -174,6 +175,7 @@ def make_program(
         output = network(images)
         return output.logits, output.kept
 
+    options = compiler_options(model)
     return Program(
         # A program of many small parts that runs once: less optimised, it is ready sooner.
         jax.jit(
@@ -186,10 +188,16 @@ def make_program(
             donate_argnums=0,
             in_shardings=(everywhere, by_batch, everywhere),
             out_shardings=everywhere,
+            compiler_options=options,
         ),
         jax.jit(stack, out_shardings=everywhere),
         jax.jit(unstack, out_shardings=everywhere),
-        jax.jit(predict_step, in_shardings=(everywhere, by_batch), out_shardings=everywhere),
+        jax.jit(
+            predict_step,
+            in_shardings=(everywhere, by_batch),
+            out_shardings=everywhere,
+            compiler_options=options,
+        ),
         model,
     )
 

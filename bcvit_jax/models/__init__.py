@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 
+from bcvit_jax.models import convolve
 from bcvit_jax.models.bcvit import BCViT, Output, scale
 from bcvit_jax.models.config import BCViTConfig, ConvolutionalConfig
 from bcvit_jax.models.efficientnet import EfficientNet, EfficientNetConfig
@@ -53,6 +54,12 @@ ARCHITECTURES: dict[str, tuple[type, type]] = {
     "MaskedAutoencoder": (MaskedAutoencoderConfig, MaskedAutoencoder),
 }
 """The configuration and the network of each family, by the network's name."""
+
+
+def compiler_options(config: NetworkConfig) -> dict[str, str]:
+    """What `jax.jit` should compile the network with: `convolve.compiler_options`, which slow a
+    Vision Transformer down, or nothing."""
+    return convolve.compiler_options() if isinstance(config, ConvolutionalConfig) else {}
 
 
 def list_models() -> list[str]:
