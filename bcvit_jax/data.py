@@ -229,6 +229,27 @@ def train_batches(
     batches = examples.batch(batch_size // process_count, drop_remainder=True)
     batches = batches.random_map(_FinishBatch(config.mixup, config.cutmix), seed=seeds[3])
 
+    identity = _identity(dataset, folds, config, image_size, batch_size, seed)
+    classes = len(dataset.class_names)
+    return TrainStream(
+        batches,
+        identity,
+        np.bincount(labels, minlength=classes),
+        np.bincount(labels[index], minlength=classes),
+        config.workers,
+        config.threads,
+    )
+
+
+def _identity(
+    dataset: CellDataset,
+    folds: tuple[str, ...],
+    config: DataConfig,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """All that decides a stream's batches, by name: what a continuation must agree in."""
     identity = {
         "dataset": dataset.fingerprint,
         "folds": folds,
@@ -246,15 +267,7 @@ def train_batches(
             del settings[name]
     settings |= {f"augment.{name}": value for name, value in config.augment.changes.items()}
     identity |= {f"data.{name}": settings[name] for name in settings if name not in _NOT_PIXELS}
-    classes = len(dataset.class_names)
-    return TrainStream(
-        batches,
-        identity,
-        np.bincount(labels, minlength=classes),
-        np.bincount(labels[index], minlength=classes),
-        config.workers,
-        config.threads,
-    )
+    return identity
 
 
 def evaluation_batches(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from flax import nnx
 from jax import lax
 
+from bcvit_jax.models import PRESETS, compiler_options
 from bcvit_jax.models.convolution import (
     BatchNorm,
     GroupNorm,
@@ -43,6 +44,8 @@ def from_torch(x) -> np.ndarray:
 CONVOLUTIONS = [
     (1, 1, 1, 5, 7, 6, 5),
     (1, 2, 1, 5, 7, 7, 6),
+    (1, 1, 1, 9, 4, 6, 5),
+    (1, 2, 1, 9, 4, 7, 6),
     (3, 1, 1, 3, 8, 6, 7),
     (3, 1, 1, 20, 24, 7, 5),
     (3, 2, 1, 20, 8, 7, 8),
@@ -119,6 +122,25 @@ def test_on_a_cpu_no_grouped_convolution_is_left_to_xla():
             "conv_general_dilated" not in text
         )
         assert f"feature_group_count={groups}" not in text
+
+
+def test_on_a_cpu_convolutions_are_eigens_and_a_vits_program_is_left_alone(monkeypatch):
+    """YNNPACK would give 64 outputs to one thread; what it computes is a fusion named for it."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    options = compiler_options(PRESETS["resnet18"])
+    images, kernel = jnp.ones((2, 28, 28, 64)), jnp.ones((3, 3, 64, 64))
+    lowered = jax.jit(convolve).lower(images, kernel)
+    by_ynnpack, by_eigen = (lowered.compile(given).as_text() for given in ({}, options))
+    assert "ynn_fusion" in by_ynnpack and "ynn_fusion" not in by_eigen
+    rows, columns = jnp.ones((784, 256)), jnp.ones((256, 512))
+    product = jax.jit(jnp.matmul).lower(rows, columns).compile(options)
+    assert "convolution" in by_eigen and "ynn_fusion" in product.as_text()
+    assert compiler_options(PRESETS["vit_small_patch16_224"]) == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=dot")
+    assert compiler_options(PRESETS["resnet18"]) == {}
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler_options(PRESETS["resnet18"]) == {}
 
 
 @pytest.mark.parametrize(("channels", "groups", "count"), [(128, 32, 4), (24, 6, 3), (80, 2, 2)])
