@@ -148,7 +148,10 @@ class Classifier:
         return jax.nn.logsumexp(each, axis=0) - np.log(len(logits)), kept
 
     def predict_step(self) -> Any:
-        """The call as a jitted function of `params` and images uint8 [b, s, s, 3]."""
+        """The call as a jitted function of `params` and images uint8 [b, s, s, 3].
+
+        Within a jitted function of your own call the classifier itself.
+        """
         return jax.jit(
             lambda all_params, images: self(all_params, scale(images)),
             compiler_options=compiler_options(self.model),
