@@ -26,8 +26,8 @@ def macs(function: Callable[..., Any], *avals: Any) -> int:
     ValueError where the number depends on values (a while loop, branches that cost differently)
     or a fused kernel hides it.
     """
-    # A jitted function with compiler options can't be traced within another.
-    function = getattr(function, "__wrapped__", function)
+    if isinstance(function, jax.stages.Wrapped):  # with compiler options it is traced in no other
+        function = function.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
     return _of(jax.make_jaxpr(function)(*avals).jaxpr)
 
 

@@ -274,6 +274,18 @@ def test_the_papers_smallest_networks_have_the_sizes_that_the_file_tells():
         )
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_a_convolutional_network_costs_a_quarter_at_half_the_side(name):
+    """Counted of the program as it is compiled; all but the first layer's padding scales."""
+    config = run_config("baselines", name)
+    half, full = (
+        of_network(dataclasses.replace(config, model=config.model | {"image_size": side}), CLASSES)
+        for side in (112, 224)
+    )
+    assert half["parameters"] == full["parameters"]
+    assert 4 * half["macs"] == pytest.approx(full["macs"], rel=0.07)
+
+
 @pytest.mark.parametrize("variant", ["shrt", "short,plian", "short,six"])
 def test_an_unknown_variant_of_pbc10_is_named(variant):
     with pytest.raises(ValueError, match=rf"'{re.escape(variant)}'; it knows short, six"):
