@@ -279,7 +279,7 @@ def test_a_convolutional_network_costs_a_quarter_at_half_the_side(name):
     """Counted of the program as it is compiled; all but the first layer's padding scales."""
     config = run_config("baselines", name)
     half, full = (
-        of_network(dataclasses.replace(config, model=config.model | {"image_size": side}), CLASSES)
+        of_network(dataclasses.replace(config, model={**config.model, "image_size": side}), CLASSES)
         for side in (112, 224)
     )
     assert half["parameters"] == full["parameters"]
