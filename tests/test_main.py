@@ -481,7 +481,7 @@ def test_a_work_folder_of_another_config_names_what_differs(straight, say):
     before = (straight[0] / "config.json").read_bytes()
     status, _, err = say(straight[0], **{"epochs": 11, "model.drop_path": 0.0, "data.threads": 0})
     assert status == 2
-    assert "epochs is 8 there and 11 here; model.drop_path is 0.2 there and 0.0 here; take" in err
+    assert "epochs is 8.0 there and 11.0 here; model.drop_path is 0.2 there and 0.0 here" in err
     assert (straight[0] / "config.json").read_bytes() == before
 
 
