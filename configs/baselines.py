@@ -58,7 +58,7 @@ def get_config(variant: str = ""):
         return config
     config.title = f"{', '.join([name, *more])}, from scratch on pbc10"
     if "minutes" in own:
-        with config.ignore_type():  # else a whole number stays one
+        with config.ignore_type():  # the field is of whole numbers in configs/base.py
             config.epochs = round(config.epochs * _SPEED[name], 2)
     config.model.name = name
     config.model.image_size = 112
