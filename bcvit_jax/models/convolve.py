@@ -166,10 +166,8 @@ def _by_kernel(x, gradient, stride, kernel):
         if c <= d:
             return (lax.optimization_barrier(rows.T) @ upstream).reshape(kernel.shape)
         return (lax.optimization_barrier(upstream.T) @ rows).T.reshape(kernel.shape)
-    (found,) = jax.linear_transpose(lambda kernel: _convolution(x, kernel, stride), kernel)(
-        gradient
-    )
-    return found
+    turn = jax.linear_transpose(lambda kernel: _convolution(x, kernel, stride), kernel)
+    return turn(gradient)[0]
 
 
 def _by_blocks(x, gradient, stride, blocks):
