@@ -12,9 +12,9 @@ import torch
 from flax import nnx
 
 from bcvit_jax import losses
-from bcvit_jax.models import BCViT, BCViTConfig, model_config
+from bcvit_jax.models import BCViT, BCViTConfig, bcvit, model_config
 from bcvit_jax.models.attention import attend_by_head, attention_rows
-from bcvit_jax.models.bcvit import Block, SparseAttention, drop_branch, squeeze
+from bcvit_jax.models.bcvit import Block, SparseAttention, squeeze, stochastic_depth
 from tests.networks import (
     CLASSES,
     fresh_network,
@@ -457,14 +457,63 @@ def test_a_block_equals_timms():
 
 
 def test_a_dropped_branch_is_right_on_average():
-    branch = jnp.ones((8000, 2, 3))
-    assert drop_branch(branch, 0.3, None) is branch
-    np.testing.assert_array_equal(drop_branch(branch, 0.0, jax.random.key(0)), branch)
-    dropped = np.asarray(jax.jit(lambda key: drop_branch(branch, 0.3, key))(jax.random.key(0)))
-    assert (dropped == dropped[:, :1, :1]).all()  # an image's branch goes as a whole
-    np.testing.assert_allclose(np.unique(dropped), [0.0, 1 / 0.7], rtol=1e-6)
+    draw = jax.jit(lambda key: stochastic_depth(key, jnp.array([0.0, 0.3]), 8000))
+    never, sometimes = np.asarray(draw(jax.random.key(0)))
+    assert (never == 1.0).all()
+    assert sometimes.shape == (2, 8000)  # both branches, each image by itself
+    np.testing.assert_allclose(np.unique(sometimes), [0.0, 1 / 0.7], rtol=1e-6)
     deviation = (0.3 / 0.7 / 8000) ** 0.5
-    assert abs(dropped[:, 0, 0].mean() - 1.0) < 4 * deviation
+    assert (abs(sometimes.mean(1) - 1.0) < 4 * deviation).all()
+    both = (sometimes == 0).all(0).mean()  # dropped together no more often than by chance
+    assert abs(both - 0.09) < 4 * (0.09 * 0.91 / 8000) ** 0.5
+
+
+def test_a_branch_of_weight_0_is_left_out():
+    """Of each image by its own weights: without both branches a block hands its input on."""
+    block, z = lively_network(tiny_config(depth=1)).blocks[0], _tokens()
+    whole, _ = block(z)
+    weights = jnp.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    weighed, _ = block(z, branches=weights)
+    np.testing.assert_allclose(weighed[0], whole[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        weighed[1], z[1] + block.mlp(z[1:2], block.mlp_norm)[0], rtol=0, atol=1e-6
+    )
+    np.testing.assert_array_equal(weighed[2], z[2])
+
+
+def _tokens():
+    return jnp.asarray(np.random.default_rng(1).normal(0, 1, (3, 5, 32)), jnp.float32)
+
+
+@pytest.mark.parametrize("images", [3, 7, 8])
+def test_parts_of_a_batch_change_nothing(monkeypatch, images):
+    """A batch in parts of three: logits, gradient and dropped branches are those of the whole."""
+    config = tiny_config(depth=2, drop_path=0.4)
+    model, x, key = lively_network(config), random_images(images), jax.random.key(1)
+    graph, params = nnx.split(model)
+
+    def found():
+        def loss(params):
+            logits = nnx.merge(graph, params)(x, key=key).logits
+            return jnp.square(logits).mean(), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    whole, logits = found()
+    tokens, width = config.num_patches + config.first_patch, config.mlp_width
+    monkeypatch.setattr(bcvit, "_PART_BYTES", 3 * 4 * tokens * width)
+    assert len(bcvit._parts(images, tokens, width)) == -(-images // 3)
+    parts, logits_of_parts = found()
+    np.testing.assert_allclose(logits_of_parts, logits, rtol=0, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), parts, whole)
+
+
+def test_parts_are_equal_and_make_the_batch():
+    tokens, width = 325, 1536  # 4 images of BCViT-Small are a part
+    for images, lengths in ((4, [4]), (5, [3, 2]), (16, [4] * 4), (9, [3] * 3)):
+        parts = bcvit._parts(images, tokens, width)
+        assert [len(range(images)[part]) for part in parts] == lengths
+    assert [len(range(3)[part]) for part in bcvit._parts(3, 2000, 4096)] == [1, 1, 1]
 
 
 def test_stochastic_depth_needs_a_key():

@@ -127,4 +127,7 @@ def _scaled(q):
 
 
 def _products(q, k):
+    """q·kᵀ: [b, m, d], [b, n, d] -> [b, m, n] float32; of a turned q XLA's CPU code is faster."""
+    if q.dtype == jnp.float32:
+        return jnp.einsum("bdm,bnd->bmn", lax.optimization_barrier(q.mT), k)
     return jnp.einsum("bmd,bnd->bmn", q, k, preferred_element_type=jnp.float32)

@@ -129,20 +129,18 @@ class Block(nnx.Module):
         self.attention_scale = nnx.Param(first) if scaled else None
         self.mlp_scale = nnx.Param(first) if scaled else None
 
-    def __call__(
-        self, z, *, class_row: bool = True, full_map: bool = False, drop_path=0.0, key=None
-    ):
+    def __call__(self, z, *, class_row: bool = True, full_map: bool = False, branches=None):
         """z [b, n, d] -> (z'' [b, n, d], rows as `Attention` returns them).
 
-        With a key each branch is left out of an image's pass with the chance `drop_path`.
+        `branches` [2, b]: weights of both branches in each image, of `stochastic_depth`.
         """
-        keys = (None, None) if key is None else jax.random.split(key)
+        first, second = (None, None) if branches is None else branches
         branch, rows = self.attention(
             z, self.attention_norm, class_row=class_row, full_map=full_map
         )
-        z = z + drop_branch(_scaled(branch, self.attention_scale), drop_path, keys[0])
+        z = z + _weighed(_scaled(branch, self.attention_scale), first)
         branch = self.mlp(z, self.mlp_norm)
-        return z + drop_branch(_scaled(branch, self.mlp_scale), drop_path, keys[1]), rows
+        return z + _weighed(_scaled(branch, self.mlp_scale), second), rows
 
 
 def _scaled(branch, factor):
@@ -150,12 +148,24 @@ def _scaled(branch, factor):
     return branch if factor is None else branch * factor[...].astype(branch.dtype)[None, None]
 
 
-def drop_branch(branch, chance, key):
-    """Stochastic depth (Huang et al. 2016): a branch is 0 with `chance`, else scaled up."""
-    if key is None:
-        return branch
-    keep = jax.random.bernoulli(key, 1.0 - chance, (branch.shape[0], 1, 1))
-    return branch * (keep / (1.0 - chance)).astype(branch.dtype)
+def _weighed(branch, weight):
+    """branch [b, n, d] times weight [b], where branches are weighed."""
+    return branch if weight is None else branch * weight[:, None, None].astype(branch.dtype)
+
+
+def stochastic_depth(key, chances, images: int):
+    """Weights float32 [l, 2, images] of both branches of l blocks (Huang et al. 2016).
+
+    A branch is left out of an image's pass (0) with the chance of its block, chances [l], and else
+    scaled up, so that it is right on average.
+    """
+
+    def of_block(place, chance):
+        keys = jax.random.split(jax.random.fold_in(key, place))
+        kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - chance, (images,)))(keys)
+        return kept / (1.0 - chance)
+
+    return jax.vmap(of_block)(jnp.arange(len(chances)), chances)
 
 
 class SparseAttention(nnx.Module):
@@ -255,34 +265,37 @@ class BCViT(nnx.Module):
         side = self.config.image_size
         if images.shape[1:] != (side, side, 3):
             raise ValueError(f"images are {images.shape[1:]}; this network takes {side}×{side}×3")
-        z, rows = self.encode(images, key=key, full_maps=full_maps)
+        branches = None if key is None else self.draw_branches(key, len(images))
+        z, rows = self.encode(images, branches=branches, full_maps=full_maps)
         class_rows = rows[:, :, :, 0] if full_maps and rows is not None else rows
-        output = self.decide(z, class_rows, key=key)
+        output = self.decide(z, class_rows, branches=branches)
         return (output, rows) if full_maps else output
 
-    def decide(self, z, class_rows, *, key=None) -> Output:
+    def draw_branches(self, key, images: int):
+        """`stochastic_depth` of all blocks, its chance rising from 0 to `config.drop_path`."""
+        blocks = len(self.blocks) + self.config.selection
+        chances = self.config.drop_path * jnp.arange(blocks) / max(blocks - 1, 1)
+        return stochastic_depth(key, chances, images)
+
+    def decide(self, z, class_rows, *, branches=None) -> Output:
         """Equations 10 and 11 and the head, from z [b, n, d] and the class rows of `encode`."""
         kept = jnp.zeros((z.shape[0], 0), jnp.int32)
         if self.config.selection:
             kept, weights = self.sparse_attention.select(class_rows)
             z = self.sparse_attention.gather(z, kept, weights)
-            last = None if key is None else jax.random.fold_in(key, len(self.blocks))
-            z, _ = self.last_block(z, class_row=False, drop_path=self.config.drop_path, key=last)
+            last = None if branches is None else branches[-1]
+            z, _ = self.last_block(z, class_row=False, branches=last)
         return Output(*self.classify(z), kept)
 
-    def encode(self, images, *, key=None, full_maps: bool = False):
+    def encode(self, images, *, branches=None, full_maps: bool = False):
         """Equations 1 to 9: z of the last map-giving block and the rows of every map.
 
         Rows are class rows [l, b, h, n], full maps [l, b, h, n, n], or None without selection.
         """
-        dropping = None
-        if key is not None:
-            place = jnp.arange(len(self.blocks))
-            last = max(len(self.blocks) + self.config.selection - 1, 1)
-            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
-            dropping = {"drop_path": self.config.drop_path * place / last, "key": keys}
+        if branches is not None:
+            branches = branches[: len(self.blocks)]
         rows = dict(class_row=self.config.selection, full_map=full_maps)
-        return in_turn(self.blocks, self.embedding(images), dropping, **rows)
+        return in_turn(self.blocks, self.embedding(images), branches, **rows)
 
     def classify(self, z):
         """z [b, n, d] -> (logits [b, classes], class-token feature [b, d]), float32."""
@@ -290,21 +303,46 @@ class BCViT(nnx.Module):
         return self.head(feature), feature
 
 
-def in_turn(blocks, z, dropping=None, **rows):
+def in_turn(blocks, z, branches=None, **rows):
     """Blocks one after the other: z [b, n, d] -> (z, rows as `Block` returns them, stacked).
 
-    `dropping` holds `Block`'s `drop_path` and `key`, arrays of one value a block.
+    `branches` [l, 2, b]: the weights of all branches, or None.
     """
     graph, _ = nnx.split(blocks[0])
     layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in blocks))
+    images, tokens, _ = z.shape
+    parts = _parts(images, tokens, blocks[0].mlp.expand.bias.size)
 
     def layer(z, inputs):
-        params, dropping = inputs
-        return nnx.merge(graph, params)(z, **rows, **(dropping or {}))
+        params, branches = inputs
+        block = nnx.merge(graph, params)
+        shares = [None if branches is None else branches[:, part] for part in parts]
+        found = [block(x, **rows, branches=s) for x, s in zip(z, shares, strict=True)]
+        return tuple(x for x, _ in found), tuple(row for _, row in found)
 
     # A loop compiles one block, not twelve. Unrolled, XLA's CPU compiler also sums the gradient
     # of the residual stream anew for every block, from all the blocks above it.
-    return jax.lax.scan(layer, z, (layers, dropping))
+    z, found = jax.lax.scan(layer, tuple(z[part] for part in parts), (layers, branches))
+    if len(parts) == 1:
+        return z[0], found[0]
+    return jnp.concatenate(z), None if found[0] is None else jnp.concatenate(found, axis=1)
+
+
+_PART_BYTES = 8 * 2**20
+
+
+def _parts(images, tokens: int, mlp_width: int) -> list[slice]:
+    """Equal parts of a batch that a block takes one after the other on a single CPU device.
+
+    There the widest array of a part, [images, tokens, mlp_width] in float32, fits the cache with
+    what is made of it. Elsewhere, and where the batch has no size yet, the part is the whole.
+    """
+    apart = jax.default_backend() != "gpu" and jax.device_count() == 1 and isinstance(images, int)
+    if not apart:
+        return [slice(None)]
+    most = max(1, _PART_BYTES // (4 * tokens * mlp_width))
+    size = -(-images // -(-images // most))
+    return [slice(start, start + size) for start in range(0, images, size)]
 
 
 def _activation(name: str):
