@@ -485,7 +485,7 @@ def _tokens():
     return jnp.asarray(np.random.default_rng(1).normal(0, 1, (3, 5, 32)), jnp.float32)
 
 
-@pytest.mark.parametrize("images", [3, 7, 8])
+@pytest.mark.parametrize("images", [7, 8, 9])
 def test_parts_of_a_batch_change_nothing(monkeypatch, images):
     """A batch in parts of three: logits, gradient and dropped branches are those of the whole."""
     config = tiny_config(depth=2, drop_path=0.4)
@@ -502,6 +502,7 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, images):
     whole, logits = found()
     tokens, width = config.num_patches + config.first_patch, config.mlp_width
     monkeypatch.setattr(bcvit, "_PART_BYTES", 3 * 4 * tokens * width)
+    monkeypatch.setattr(bcvit, "_PART_ROWS", 0)
     assert len(bcvit._parts(images, tokens, width)) == -(-images // 3)
     parts, logits_of_parts = found()
     np.testing.assert_allclose(logits_of_parts, logits, rtol=0, atol=1e-5)
@@ -509,9 +510,16 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, images):
 
 
 def test_parts_are_equal_and_make_the_batch():
-    tokens, width = 325, 1536  # 4 images of BCViT-Small are a part
-    for images, lengths in ((4, [4]), (5, [3, 2]), (16, [4] * 4), (9, [3] * 3)):
-        parts = bcvit._parts(images, tokens, width)
+    for images, width, lengths in (
+        (4, 1536, [4]),
+        (8, 1536, [8]),
+        (16, 1536, [4] * 4),
+        (10, 1536, [4, 4, 2]),
+        (16, 3072, [4] * 4),  # for the rows, though larger than the cache
+        (65, 1536, [9] * 7 + [2]),
+        (80, 192, [27, 27, 26]),
+    ):
+        parts = bcvit._parts(images, 325, width)
         assert [len(range(images)[part]) for part in parts] == lengths
     assert [len(range(3)[part]) for part in bcvit._parts(3, 2000, 4096)] == [1, 1, 1]
 

@@ -328,20 +328,22 @@ def in_turn(blocks, z, branches=None, **rows):
     return jnp.concatenate(z), None if found[0] is None else jnp.concatenate(found, axis=1)
 
 
-_PART_BYTES = 8 * 2**20
+_PART_ROWS, _PART_BYTES, _MOST_PARTS = 1300, 8 * 2**20, 8
 
 
 def _parts(images, tokens: int, mlp_width: int) -> list[slice]:
     """Equal parts of a batch that a block takes one after the other on a single CPU device.
 
     There the widest array of a part, [images, tokens, mlp_width] in float32, fits the cache with
-    what is made of it. Elsewhere, and where the batch has no size yet, the part is the whole.
+    what is made of it, but for wide networks, whose weights want some rows for every reading. Two
+    parts stay one, since each adds to the sum of the gradients, and no more than eight are
+    compiled. Elsewhere, and where the batch has no size yet, the part is the whole.
     """
     apart = jax.default_backend() != "gpu" and jax.device_count() == 1 and isinstance(images, int)
-    if not apart:
+    most = max(1, _PART_ROWS // tokens, _PART_BYTES // (4 * tokens * mlp_width))
+    if not apart or images <= 2 * most:
         return [slice(None)]
-    most = max(1, _PART_BYTES // (4 * tokens * mlp_width))
-    size = -(-images // -(-images // most))
+    size = -(-images // min(_MOST_PARTS, -(-images // most)))
     return [slice(start, start + size) for start in range(0, images, size)]
 
 
