@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from bcvit_jax import losses
-from bcvit_jax.models import BCViT, BCViTConfig, bcvit, model_config
+from bcvit_jax.models import BCViT, BCViTConfig, loop, model_config
 from bcvit_jax.models.attention import attend_by_head, attention_rows
 from bcvit_jax.models.bcvit import Block, SparseAttention, squeeze, stochastic_depth
 from tests.networks import (
@@ -501,9 +501,9 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, images):
 
     whole, logits = found()
     tokens, width = config.num_patches + config.first_patch, config.mlp_width
-    monkeypatch.setattr(bcvit, "_PART_BYTES", 3 * 4 * tokens * width)
-    monkeypatch.setattr(bcvit, "_PART_ROWS", 0)
-    assert len(bcvit._parts(images, tokens, width)) == -(-images // 3)
+    monkeypatch.setattr(loop, "_PART_BYTES", 3 * 4 * tokens * width)
+    monkeypatch.setattr(loop, "_PART_ROWS", 0)
+    assert len(loop._parts(images, tokens, width)) == -(-images // 3)
     parts, logits_of_parts = found()
     np.testing.assert_allclose(logits_of_parts, logits, rtol=0, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), parts, whole)
@@ -519,9 +519,9 @@ def test_parts_are_equal_and_make_the_batch():
         (65, 1536, [9] * 7 + [2]),
         (80, 192, [27, 27, 26]),
     ):
-        parts = bcvit._parts(images, 325, width)
+        parts = loop._parts(images, 325, width)
         assert [len(range(images)[part]) for part in parts] == lengths
-    assert [len(range(3)[part]) for part in bcvit._parts(3, 2000, 4096)] == [1, 1, 1]
+    assert [len(range(3)[part]) for part in loop._parts(3, 2000, 4096)] == [1, 1, 1]
 
 
 def test_stochastic_depth_needs_a_key():

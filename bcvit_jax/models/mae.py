@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bcvit_jax.models.bcvit import Block, PatchEmbedding, in_turn
+from bcvit_jax.models.bcvit import Block, PatchEmbedding
 from bcvit_jax.models.config import BCViTConfig
 from bcvit_jax.models.layers import Dense, LayerNorm, extract_patches
+from bcvit_jax.models.loop import in_turn
 
 _normal = jax.nn.initializers.truncated_normal(0.02)
 

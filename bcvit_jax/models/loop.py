@@ -1,0 +1,49 @@
+"""The loop over a network's blocks, and the parts in which a batch goes through it on a CPU."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def in_turn(blocks, z, branches=None, **rows):
+    """Blocks one after the other: z [b, n, d] -> (z, rows as `Block` returns them, stacked).
+
+    `branches` [l, 2, b]: the weights of all branches, or None.
+    """
+    graph, _ = nnx.split(blocks[0])
+    layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in blocks))
+    images, tokens, _ = z.shape
+    parts = _parts(images, tokens, blocks[0].mlp.expand.bias.size)
+
+    def layer(z, inputs):
+        params, branches = inputs
+        block = nnx.merge(graph, params)
+        shares = [None if branches is None else branches[:, part] for part in parts]
+        found = [block(x, **rows, branches=s) for x, s in zip(z, shares, strict=True)]
+        return tuple(x for x, _ in found), tuple(row for _, row in found)
+
+    # A loop compiles one block, not twelve. Unrolled, XLA's CPU compiler also sums the gradient
+    # of the residual stream anew for every block, from all the blocks above it.
+    z, found = jax.lax.scan(layer, tuple(z[part] for part in parts), (layers, branches))
+    if len(parts) == 1:
+        return z[0], found[0]
+    return jnp.concatenate(z), None if found[0] is None else jnp.concatenate(found, axis=1)
+
+
+_PART_ROWS, _PART_BYTES, _MOST_PARTS = 1300, 8 * 2**20, 8
+
+
+def _parts(images, tokens: int, mlp_width: int) -> list[slice]:
+    """Equal parts of a batch that a block takes one after the other on a single CPU device.
+
+    There the widest array of a part, [images, tokens, mlp_width] in float32, fits the cache with
+    what is made of it, but for wide networks, whose weights want some rows for every reading. Two
+    parts stay one, since each adds to the sum of the gradients, and no more than eight are
+    compiled. Elsewhere, and where the batch has no size yet, the part is the whole.
+    """
+    apart = jax.default_backend() != "gpu" and jax.device_count() == 1 and isinstance(images, int)
+    most = max(1, _PART_ROWS // tokens, _PART_BYTES // (4 * tokens * mlp_width))
+    if not apart or images <= 2 * most:
+        return [slice(None)]
+    size = -(-images // min(_MOST_PARTS, -(-images // most)))
+    return [slice(start, start + size) for start in range(0, images, size)]
