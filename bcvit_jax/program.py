@@ -50,7 +50,7 @@ class Program:
     train_step: Callable[[State, Mapping[str, Any], jax.Array], tuple[State, dict]]
     """Takes parameters as they are or stacked, which takes less memory, and leaves them so."""
     stack: Callable[[Any], Any]
-    """Parameters stacked for training (`models.stacking`)."""
+    """Parameters as training keeps them: stacked (`models.stacking`) where blocks run in a loop."""
     unstack: Callable[[Any], Any]
     """Stacked parameters as they were: all else takes them so."""
     predict_step: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
@@ -175,7 +175,7 @@ def make_program(
         output = network(images)
         return output.logits, output.kept
 
-    options = compiler_options(model)
+    options, looped = compiler_options(model), model.in_a_loop(config.batch_size)
     return Program(
         # A program of many small parts that runs once: less optimised, it is ready sooner.
         jax.jit(
@@ -190,7 +190,7 @@ def make_program(
             out_shardings=everywhere,
             compiler_options=options,
         ),
-        jax.jit(stack, out_shardings=everywhere),
+        jax.jit(stack if looped else lambda params: params, out_shardings=everywhere),
         jax.jit(unstack, out_shardings=everywhere),
         jax.jit(
             predict_step,

@@ -524,6 +524,30 @@ def test_parts_are_equal_and_make_the_batch():
     assert [len(range(3)[part]) for part in loop._parts(3, 2000, 4096)] == [1, 1, 1]
 
 
+def test_blocks_written_out_are_those_of_the_loop_and_keep_as_little(monkeypatch):
+    """Logits and gradients are the same, and no array of the forward pass is kept twice."""
+    config = tiny_config(depth=8, drop_path=0.4, image_size=64, width=64, mlp_width=256)
+    model, x, key = lively_network(config), random_images(BATCH, 64), jax.random.key(1)
+    graph, params = nnx.split(model)
+
+    def found():
+        def loss(params):
+            output = nnx.merge(graph, params)(x, key=key)
+            return jnp.square(output.logits).mean(), output
+
+        step: Any = jax.jit(jax.grad(loss, has_aux=True)).lower(params).compile()
+        return step.memory_analysis().temp_size_in_bytes, *step(params)
+
+    assert not config.in_a_loop(BATCH)
+    memory, gradient, output = found()
+    monkeypatch.setattr(loop, "_on_one_cpu", lambda images: False)
+    assert config.in_a_loop(BATCH)
+    memory_of_loop, *expected = found()
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    jax.tree.map(close, [gradient, output], expected)
+    assert memory < 1.2 * memory_of_loop
+
+
 def test_stochastic_depth_needs_a_key():
     dropping, plain = tiny_config(depth=2, drop_path=0.4), tiny_config(depth=2)
     model = lively_network(dropping)

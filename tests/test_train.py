@@ -21,7 +21,7 @@ from bcvit_jax.config import LossConfig, MaeConfig, OptimizerConfig, RunConfig
 from bcvit_jax.data import DataConfig
 from bcvit_jax.errors import UserError
 from bcvit_jax.fold_run import check_run
-from bcvit_jax.models import scale
+from bcvit_jax.models import loop, scale
 from bcvit_jax.optimizer import make_optimizer
 from bcvit_jax.program import State, make_mesh, make_program, network_config
 from bcvit_jax.train import to_devices
@@ -95,8 +95,9 @@ def test_a_train_step_is_the_mathematics_written_out():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_parameters_of_all_blocks_in_one_array_train_as_each_in_its_own(optimizer):
+def test_parameters_of_all_blocks_in_one_array_train_as_each_in_its_own(monkeypatch, optimizer):
     """And are no temporaries of a step. Muon and rates by layer take each block for itself."""
+    monkeypatch.setattr(loop, "_on_one_cpu", lambda images: False)  # blocks in a loop
     recipe = OptimizerConfig(name=optimizer, learning_rate=0.05, layer_decay=0.5, clip_norm=1.0)
     config = run_config(depth=2, optimizer=recipe)
     mesh, key = make_mesh(), jax.random.key(1)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from bcvit_jax.models.layers import grid_shape
+from bcvit_jax.models.loop import in_a_loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,10 @@ class BCViTConfig:
         """Whether training differs from evaluation: the network is called with a key then."""
         return self.drop_path > 0
 
+    def in_a_loop(self, images: int) -> bool:
+        """Whether a batch goes through the blocks in a loop (`loop.in_a_loop`)."""
+        return in_a_loop(images, self.first_patch + self.num_patches, self.mlp_width)
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionalConfig:
@@ -163,6 +168,10 @@ class ConvolutionalConfig:
         _require(
             side >= 32, f"image_size is {side}; these networks halve it five times: 32 or more"
         )
+
+    def in_a_loop(self, images: int) -> bool:
+        """Never: no block is like the one before."""
+        return False
 
 
 def _require(condition: bool, sentence: str):

@@ -48,6 +48,7 @@ def _dense_backward(dtype, kept, gradient):
         by_kernel = _product(_turned(x), upstream)
     else:
         by_kernel = lax.optimization_barrier(_product(_turned(upstream), x)).T
+    by_kernel = tied(by_kernel, by_x)  # the kernel may be changed in place when both are there
     by_bias = gradient.astype(jnp.float32).reshape(-1, outputs).sum(0)
     return by_x, by_kernel.astype(jnp.float32), by_bias
 
@@ -85,7 +86,35 @@ def chain(*functions: Callable) -> Callable:
             x = function(x)
         return x
 
-    return jax.checkpoint(call, prevent_cse=False)
+    def chained(x):
+        pure, params = jax.closure_convert(call, x)
+        return _remade(pure, x, params)
+
+    return chained
+
+
+_remade = jax.custom_vjp(lambda pure, x, params: pure(x, *params), nondiff_argnums=(0,))
+
+
+def _remade_backward(pure, kept, gradient):
+    x, params = kept
+    _, pull = jax.vjp(lambda x, params: pure(x, *params), tied(x, gradient), params)
+    return pull(gradient)
+
+
+_remade.defvjp(lambda pure, x, params: (pure(x, *params), (x, params)), _remade_backward)
+
+
+def tied(x, other):
+    """x, on a single CPU device in a way that XLA can't make before `other`.
+
+    Its CPU compiler drops optimization barriers, finds that forward and backward pass make the
+    same arrays, and keeps them from the one to the other. So x is multiplied by 1 + 0·(the first
+    number of `other`), which is 1 as long as gradients are finite.
+    """
+    if jax.default_backend() == "gpu" or jax.device_count() > 1:
+        return x
+    return x * (1.0 + 0.0 * other.reshape(-1)[0]).astype(x.dtype)
 
 
 class Dense(nnx.Module):

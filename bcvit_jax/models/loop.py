@@ -1,4 +1,4 @@
-"""The loop over a network's blocks, and the parts in which a batch goes through it on a CPU."""
+"""How a network's blocks follow one another, and the parts in which a batch goes through them."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,16 @@ def in_turn(blocks, z, branches=None, **rows):
 
     `branches` [l, 2, b]: the weights of all branches, or None.
     """
-    graph, _ = nnx.split(blocks[0])
-    layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in blocks))
     images, tokens, _ = z.shape
     parts = _parts(images, tokens, blocks[0].mlp.expand.bias.size)
+    if not _in_a_loop(images, parts):
+        found = []
+        for place, block in enumerate(blocks):
+            z, row = block(z, **rows, branches=None if branches is None else branches[place])
+            found.append(row)
+        return z, None if found[0] is None else jnp.stack(found)
+    graph, _ = nnx.split(blocks[0])
+    layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in blocks))
 
     def layer(z, inputs):
         params, branches = inputs
@@ -22,12 +28,30 @@ def in_turn(blocks, z, branches=None, **rows):
         found = [block(x, **rows, branches=s) for x, s in zip(z, shares, strict=True)]
         return tuple(x for x, _ in found), tuple(row for _, row in found)
 
-    # A loop compiles one block, not twelve. Unrolled, XLA's CPU compiler also sums the gradient
-    # of the residual stream anew for every block, from all the blocks above it.
     z, found = jax.lax.scan(layer, tuple(z[part] for part in parts), (layers, branches))
     if len(parts) == 1:
         return z[0], found[0]
     return jnp.concatenate(z), None if found[0] is None else jnp.concatenate(found, axis=1)
+
+
+def in_a_loop(images, tokens: int, mlp_width: int) -> bool:
+    """Whether `in_turn` runs blocks in a loop, whose parameters had better be stacked.
+
+    A loop compiles one block, not twelve. But it keeps what every block leaves for the backward
+    pass in arrays of all blocks, which are written, read and filled with zeros first: a twentieth
+    of a train step on a CPU. There blocks are written out where they take a batch whole, which
+    compiles no slower; those of several parts would compile for half a minute.
+    """
+    return _in_a_loop(images, _parts(images, tokens, mlp_width))
+
+
+def _in_a_loop(images, parts) -> bool:
+    return not _on_one_cpu(images) or len(parts) > 1
+
+
+def _on_one_cpu(images) -> bool:
+    """Whether a single CPU device takes a batch of known size."""
+    return jax.default_backend() != "gpu" and jax.device_count() == 1 and isinstance(images, int)
 
 
 _PART_ROWS, _PART_BYTES, _MOST_PARTS = 1300, 8 * 2**20, 8
@@ -41,9 +65,8 @@ def _parts(images, tokens: int, mlp_width: int) -> list[slice]:
     parts stay one, since each adds to the sum of the gradients, and no more than eight are
     compiled. Elsewhere, and where the batch has no size yet, the part is the whole.
     """
-    apart = jax.default_backend() != "gpu" and jax.device_count() == 1 and isinstance(images, int)
     most = max(1, _PART_ROWS // tokens, _PART_BYTES // (4 * tokens * mlp_width))
-    if not apart or images <= 2 * most:
+    if not _on_one_cpu(images) or images <= 2 * most:
         return [slice(None)]
     size = -(-images // min(_MOST_PARTS, -(-images // most)))
     return [slice(start, start + size) for start in range(0, images, size)]

@@ -22,7 +22,7 @@ from flax import nnx
 from bcvit_jax.models.bcvit import Block, PatchEmbedding
 from bcvit_jax.models.config import BCViTConfig
 from bcvit_jax.models.layers import Dense, LayerNorm, extract_patches
-from bcvit_jax.models.loop import in_turn
+from bcvit_jax.models.loop import in_a_loop, in_turn
 
 _normal = jax.nn.initializers.truncated_normal(0.02)
 
@@ -77,6 +77,11 @@ class MaskedAutoencoderConfig:
     def num_visible(self) -> int:
         n = self.encoder.num_patches
         return n - round(self.ratio * n)
+
+    def in_a_loop(self, images: int) -> bool:
+        """Whether a batch goes through the encoder's blocks in a loop (`loop.in_a_loop`)."""
+        encoder = self.encoder
+        return in_a_loop(images, encoder.first_patch + self.num_visible, encoder.mlp_width)
 
 
 class Reconstruction(NamedTuple):
