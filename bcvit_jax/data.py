@@ -130,6 +130,10 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
                 f"config.data.workers is {self._workers}, but worker processes need a program "
                 "started through absl, such as `python -m bcvit_jax.main`: set it to 0 here."
             )
+        # A batch has small arrays beside its images: sent along, not by a shared segment each.
+        rest = grain.experimental.WithOptionsIterDataset(
+            rest, grain.experimental.DatasetOptions(min_shm_size=2**16)
+        )
         options = grain.MultiprocessingOptions(num_workers=self._workers)
         return rest.mp_prefetch(options, _live_with_parent)
 

@@ -90,11 +90,15 @@ def forward_plain(shape: Shape) -> Callable[[], object]:
 
 
 def read(shape: Shape, folder: Path, cache: str = "", workers: int = 2) -> Callable[[], object]:
-    """A batch of the recipe's augmentation from the data set in `folder`."""
+    """A batch of the recipe's augmentation from the data set in `folder`.
+
+    Balanced to an epoch as long as that of four folds of pbc10: Grain finds a place in the shuffled
+    order by trying, the longer the fewer places there are.
+    """
     dataset = open_dataset(str(folder))
     config = DataConfig(
         path=str(folder),
-        balance=False,
+        balance_target=2320,
         centre_crop=0.6,
         flips_turns=True,
         crop_area=(0.7, 1.0),
@@ -106,7 +110,7 @@ def read(shape: Shape, folder: Path, cache: str = "", workers: int = 2) -> Calla
         cache=cache,
         cache_size=shape.cached,
         workers=workers,
-        threads=1 if cache else 2,
+        threads=0 if cache else 2,
     )
     stream = train_batches(dataset, range(5), config, shape.side, shape.batch, seed=0)
     return lambda: np.asarray(next(stream)["image"])
