@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import __main__ as program
 from tests.benchmarks import elsewhere, limit, ours, peers
+from tests.benchmarks import profile as by_operation
 from tests.benchmarks.jobs import Shape, random_batch
 from tests.networks import named
 
@@ -125,3 +126,15 @@ def test_bccds_cells_are_where_the_labels_say(shared_data):
         edge = (484 - len(part)) // 2
         np.testing.assert_array_equal(whole[edge : 484 - edge, edge : 484 - edge], part)
     assert 200 < np.median([len(part) for part in close]) < 300
+
+
+def test_a_profile_holds_the_products_of_every_block():
+    step, found = by_operation.profile(SHAPE, steps=2)
+    tokens, width = (64 - 16) // 12 + 1, 192
+    rows = 4 * (tokens**2 + 1)
+    # Written out: forward and backward pass of twelve blocks make this array, and once more of
+    # the few tokens of the last block.
+    expand = [times for kind, (_, times) in found.items() if f"f32[{rows},{4 * width}]" in kind]
+    assert step > 0 and sum(expand) >= 24
+    assert all(ms >= 0 and times > 0 for ms, times in found.values())
+    assert list(found.values()) == sorted(found.values(), key=lambda f: -f[0])
