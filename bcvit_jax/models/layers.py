@@ -48,7 +48,7 @@ def _dense_backward(dtype, kept, gradient):
         by_kernel = _product(_turned(x), upstream)
     else:
         by_kernel = lax.optimization_barrier(_product(_turned(upstream), x)).T
-    by_kernel = tied(by_kernel, by_x)  # the kernel may be changed in place when both are there
+    by_kernel = _tied(by_kernel, by_x)  # the kernel may be changed in place when both are there
     by_bias = gradient.astype(jnp.float32).reshape(-1, outputs).sum(0)
     return by_x, by_kernel.astype(jnp.float32), by_bias
 
@@ -98,14 +98,14 @@ _remade = jax.custom_vjp(lambda pure, x, params: pure(x, *params), nondiff_argnu
 
 def _remade_backward(pure, kept, gradient):
     x, params = kept
-    _, pull = jax.vjp(lambda x, params: pure(x, *params), tied(x, gradient), params)
+    _, pull = jax.vjp(lambda x, params: pure(x, *params), _tied(x, gradient), params)
     return pull(gradient)
 
 
 _remade.defvjp(lambda pure, x, params: (pure(x, *params), (x, params)), _remade_backward)
 
 
-def tied(x, other):
+def _tied(x, other):
     """x, on a single CPU device in a way that XLA can't make before `other`.
 
     Its CPU compiler drops optimization barriers, finds that forward and backward pass make the
