@@ -14,7 +14,7 @@ from flax import nnx
 from bcvit_jax import losses
 from bcvit_jax.models import BCViT, BCViTConfig, loop, model_config
 from bcvit_jax.models.attention import attend_by_head, attention_rows
-from bcvit_jax.models.bcvit import Block, SparseAttention, squeeze, stochastic_depth
+from bcvit_jax.models.bcvit import Block, SparseAttention, squeeze, stochastic_depth, take
 from tests.networks import (
     CLASSES,
     fresh_network,
@@ -226,9 +226,15 @@ def test_images_of_a_batch_do_not_see_each_other():
 
 @functools.cache
 def encoded():
-    """z [b, n, d] and class rows [l, b, h, n] of the lively network."""
+    """z [b, n, d] after all that give maps, and class rows [l, b, h, n], of the lively network."""
     model = lively_network(tiny_config())
-    return jax.jit(lambda x: model.encode(x))(random_images(BATCH))
+
+    @jax.jit
+    def found(images):
+        z, rows = model.encode(images)
+        return model.blocks[-1](z)[0], model.decide(z, rows)[1]
+
+    return found(random_images(BATCH))
 
 
 def test_maps_are_softmax_of_scaled_products():
@@ -274,7 +280,8 @@ def test_only_kept_tokens_reach_the_logits(kept_per_head):
 
     @jax.jit
     def logits(z):
-        tokens = model.sparse_attention.gather(z, kept, weights)
+        tokens = take(z, model.sparse_attention.places(kept))
+        tokens = model.sparse_attention.gate(tokens, weights)
         assert tokens.shape == (BATCH, 1 + 2 * kept_per_head, 32)
         return model.classify(model.last_block(tokens, class_row=False)[0])[0]
 
@@ -296,6 +303,50 @@ def test_only_kept_tokens_reach_the_logits(kept_per_head):
     for image in range(BATCH):
         reached = {0} | {1 + int(patch) for patch in kept[image]}
         assert set(np.flatnonzero(gradient[image]).tolist()) == reached
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        dict(),
+        dict(tokens_per_head=3, squeeze="entropy", registers=2),
+        dict(selection=False, layer_scale=0.5),
+        dict(selection_depth="last", drop_path=0.4),
+        dict(depth=1),
+    ],
+    ids=["default", "top3-registers", "plain", "last-dropping", "one-map"],
+)
+@pytest.mark.parametrize("looped", [False, True], ids=["written-out", "loop"])
+def test_tokens_that_nobody_reads_are_not_missed(monkeypatch, readings, looped):
+    """Output and gradients are those of all tokens in all blocks."""
+    if looped:
+        monkeypatch.setattr(loop, "_on_one_cpu", lambda images: False)
+    config = tiny_config(**readings)
+    model, images, key = lively_network(config), random_images(BATCH), jax.random.key(1)
+    graph, params = nnx.split(model)
+    direction = jnp.asarray(np.random.default_rng(0).normal(0, 1, (BATCH, 32)), jnp.float32)
+
+    def found(every_token):
+        def loss(params, images):
+            model = nnx.merge(graph, params)
+            if every_token:
+                branches = model.draw_branches(key, BATCH) if config.drop_path else None
+                output, _ = model.every_token(images, branches=branches)
+            else:
+                output = model(images, key=key if config.drop_path else None)
+            return jnp.square(output.logits).sum() + (output.feature * direction).sum(), output
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, images)
+
+    (gradient, pixels), output = found(every_token=False)
+    (gradient_of_all, pixels_of_all), output_of_all = found(every_token=True)
+    np.testing.assert_array_equal(output.kept, output_of_all.kept)
+    for few, every in zip(output[:2], output_of_all[:2], strict=True):
+        np.testing.assert_allclose(few, every, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pixels, pixels_of_all, rtol=0, atol=1e-4)
+    for name, value in named(gradient_of_all).items():
+        largest = max(float(jnp.abs(value).max()), 0.1)
+        np.testing.assert_allclose(named(gradient)[name] / largest, value / largest, atol=1e-4)
 
 
 def choosing_rows(favourites: list[list[int]], tokens: int = 6) -> jax.Array:
@@ -327,7 +378,7 @@ def test_top_k_a_head_with_duplicates(tokens_per_head, favourites, expected):
         weights[0], np.asarray(rows)[0, 0, heads, 1 + np.array(expected)], atol=1e-6
     )
     z = jnp.asarray(np.random.default_rng(0).normal(0, 1, (1, 6, 32)), jnp.float32)
-    tokens = layer.gather(z, kept, weights)
+    tokens = take(z, layer.places(kept))
     np.testing.assert_array_equal(tokens[0], z[0, jnp.asarray([0, *(1 + i for i in expected)])])
 
 
@@ -341,7 +392,7 @@ def test_straight_through_keeps_the_value_and_gives_the_weight_a_gradient():
         layer = SparseAttention(tiny_config(selection_gradient=reading), rngs=nnx.Rngs(0))
 
         def weighted(weights, layer=layer):
-            tokens = layer.gather(z, kept, weights)
+            tokens = layer.gate(take(z, layer.places(kept)), weights)
             return (tokens * direction).sum(), tokens
 
         gradient, tokens = jax.jit(jax.grad(weighted, has_aux=True))(weights)
@@ -570,7 +621,7 @@ def test_the_chance_to_drop_rises_with_depth():
     first = lively_network(tiny_config(depth=1, selection=False, drop_path=0.9))
     assert bool((first(images, key=key).logits == first(images).logits).all())
     model = lively_network(tiny_config(depth=1, drop_path=1 - 1e-6))
-    z, _ = model.encode(images)
+    z, _ = model.blocks[0](model.embedding(images))
     logits, _ = model.classify(z)
     np.testing.assert_allclose(model(images, key=key).logits, logits, rtol=0, atol=1e-5)
     assert float(jnp.abs(model(images).logits - logits).max()) > 1e-2

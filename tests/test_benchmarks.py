@@ -12,6 +12,7 @@ from flax import nnx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from bcvit_jax.macs import macs
 from tests.benchmarks import __main__ as program
 from tests.benchmarks import elsewhere, limit, ours, peers
 from tests.benchmarks import profile as by_operation
@@ -82,7 +83,16 @@ def test_products_of_a_step_are_those_that_pytorch_counts():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     # It counts a few small products more: rows, fusion, head, contrastive loss.
-    assert limit.products_of_a_step(SHAPE) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    counted = limit.products_of_a_step(SHAPE, every_token=True)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_products_of_our_own_pass_are_those_that_it_traces():
+    made, batch = ours.program(SHAPE), jnp.asarray(random_batch(SHAPE)["image"])
+    params = jax.eval_shape(made.init, jax.random.key(0)).params
+    counted = limit.products_of_a_pass(SHAPE, every_token=False)
+    assert counted == pytest.approx(2 * macs(made.predict_step, params, batch), rel=0.01)
+    assert counted < 0.94 * limit.products_of_a_pass(SHAPE, every_token=True)
 
 
 def test_ratios_are_those_of_the_pairs():

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 from jax import lax
 
+from bcvit_jax.macs import macs
 from bcvit_jax.models.layers import (
     Convolution,
     Dense,
@@ -227,3 +228,15 @@ def test_gradients_of_a_dense_layer_are_those_of_the_chain_rule(outputs):
     plain = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(close, ours, plain)
+
+
+def test_what_no_gradient_is_asked_of_costs_no_product():
+    """Images, the input of the first dense layer, have none: two products of the three remain."""
+    x, kernel, bias = jnp.ones((4, 12)), jnp.ones((12, 6)), jnp.ones(6)
+
+    def loss(x, kernel, bias):
+        return jnp.sin(dense(x, kernel, bias)).sum()
+
+    one = 4 * 12 * 6
+    assert macs(jax.grad(loss, argnums=(0, 1, 2)), x, kernel, bias) == 3 * one
+    assert macs(jax.grad(loss, argnums=(1, 2)), x, kernel, bias) == 2 * one

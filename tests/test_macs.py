@@ -14,7 +14,7 @@ from torchvision.models import (
 )
 
 from bcvit_jax.macs import macs, parameters
-from bcvit_jax.models import NetworkConfig, build, model_config
+from bcvit_jax.models import BCViT, NetworkConfig, build, model_config
 from bcvit_jax.models.convolve import plain_convolutions
 from tests.networks import tiny_config
 
@@ -26,7 +26,12 @@ def shape(*sizes: int) -> jax.ShapeDtypeStruct:
 def network(config: NetworkConfig):
     """A forward pass as a function of variables and images, and the shapes of the variables."""
     graph, variables = nnx.split(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))
-    return lambda variables, images: nnx.merge(graph, variables)(images).logits, variables
+
+    def forward(variables, images):
+        model = nnx.merge(graph, variables)
+        return model.every_token(images) if isinstance(model, BCViT) else model(images).logits
+
+    return forward, variables
 
 
 def measured(config: NetworkConfig) -> tuple[int, int]:

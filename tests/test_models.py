@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from bcvit_jax.models import BCViT, create_model, list_models, model_config
+from bcvit_jax.models.bcvit import Block
 
 SQUEEZE_EXCITATION = 2 * (12 * 12 + 12)
 BLOCK = 7_087_872
@@ -42,25 +43,33 @@ def test_a_squeeze_width_is_the_hidden_one():
 
 
 def test_tokens_of_the_papers_network(monkeypatch):
-    seen = {}
+    seen = []
     config: Any = model_config("bcvit_base_patch16_s12_224", 10)
     assert (config.grid, config.num_patches, config.num_maps) == ((18, 18), 324, 12)
 
     def trace():
         model = BCViT(config, rngs=nnx.Rngs(0))
-        inner = type(model.last_block).__call__
+        every, few = Block.__call__, Block.of_tokens
 
         def watched(block, z, **arguments):
-            kind = "last" if block is model.last_block else "first"
-            seen.setdefault(kind, []).append(z.shape)
-            return inner(block, z, **arguments)
+            seen.append(("every token", z.shape))
+            return every(block, z, **arguments)
 
-        monkeypatch.setattr(type(model.last_block), "__call__", watched)
-        return model(jnp.zeros((2, 224, 224, 3)), full_maps=False)
+        def watched_few(block, z, places, **arguments):
+            last = "last block" if block is model.last_block else "last map"
+            seen.append((last, z.shape, places.shape))
+            return few(block, z, places, **arguments)
+
+        monkeypatch.setattr(Block, "__call__", watched)
+        monkeypatch.setattr(Block, "of_tokens", watched_few)
+        return model(jnp.zeros((2, 224, 224, 3)))
 
     output = nnx.eval_shape(trace)
-    assert seen["first"] == [(2, 325, 768)] * 12
-    assert seen["last"] == [(2, 13, 768)]
+    assert seen[:-2] == [("every token", (2, 325, 768))] * 11
+    assert seen[-2:] == [
+        ("last map", (2, 325, 768), (2, 13)),
+        ("last block", (2, 13, 768), (2, 1)),
+    ]
     assert [x.shape for x in output] == [(2, 10), (2, 768), (2, 12)]
     assert [str(x.dtype) for x in output] == ["float32", "float32", "int32"]
 

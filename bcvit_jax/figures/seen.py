@@ -38,8 +38,7 @@ def class_attention(network: BCViT, images) -> tuple[Output, jax.Array]:
     Of the fused map A of equation 10; without selection there is none, and it is the last block's.
     """
     if network.config.selection:
-        z, class_rows = network.encode(images)
-        output = network.decide(z, class_rows)
+        output, class_rows = network.decide(*network.encode(images))
         rows = network.sparse_attention.fuse(class_rows)
     else:
         output, maps = network(images, full_maps=True)

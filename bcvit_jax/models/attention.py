@@ -32,6 +32,33 @@ def attention_rows(q, k):
     return jax.nn.softmax(scores / q.shape[-1] ** 0.5, axis=-1)
 
 
+# Of few queries it takes less to bring them to the tokens than all tokens to keys and values:
+# q·(x·W_k)ᵀ is (q·W_kᵀ)·xᵀ, and a·(x·W_v) is (a·x)·W_v. A bias of the keys would add the same to
+# every number of a row, which softmax takes away.
+
+
+def few_rows(q, x, kernel, heads: int):
+    """softmax(q·(x·kernel)ᵀ/√d): q [b, m, h·d], x [b, n, w], kernel [w, h·d] -> [b, h, m, n].
+
+    In float32.
+    """
+    b, m, _ = q.shape
+    kernel = kernel.reshape(len(kernel), heads, -1).astype(x.dtype)
+    q = _scaled(q.reshape(b, m, heads, -1))
+    along = jnp.einsum("bmhd,whd->bhmw", q, kernel).reshape(b, heads * m, -1)
+    scores = jnp.einsum("bqw,bnw->bqn", along, x, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores, axis=-1).reshape(b, heads, m, -1)
+
+
+def few_values(rows, x, kernel):
+    """rows·(x·kernel): rows [b, h, m, n], x [b, n, w], kernel [w, h·d] -> [b, m, h·d]."""
+    b, heads, m, n = rows.shape
+    kernel = kernel.reshape(len(kernel), heads, -1).astype(x.dtype)
+    seen = jnp.einsum("bqn,bnw->bqw", rows.reshape(b, heads * m, n).astype(x.dtype), x)
+    out = jnp.einsum("bhmw,whd->bmhd", seen.reshape(b, heads, m, -1), kernel)
+    return out.reshape(b, m, -1)
+
+
 def _attend_xla(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 

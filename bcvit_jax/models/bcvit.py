@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bcvit_jax.models.attention import attend, attention_rows, split_heads
+from bcvit_jax.models.attention import attend, attention_rows, few_rows, few_values, split_heads
 from bcvit_jax.models.config import BCViTConfig
-from bcvit_jax.models.layers import Convolution, Dense, LayerNorm, chain
+from bcvit_jax.models.layers import Convolution, Dense, LayerNorm, chain, dense
 from bcvit_jax.models.loop import in_turn
 
 _truncated_normal = jax.nn.initializers.truncated_normal(0.02)
@@ -102,6 +102,25 @@ class Attention(nnx.Module):
             rows = attention_rows(q, k)
         return self.projection(out), rows if class_row or full_map else None
 
+    def rows(self, x, queries):
+        """Rows of the map that `queries` see of x = norm(z): [b, m, d], [b, n, d] -> [b, h, m, n].
+
+        For few queries: what it takes grows with m·h·d a token, where keys of all tokens take d².
+        """
+        (kernel, keys, _), (bias, _, _) = self._three()
+        q = dense(queries, kernel, bias, self.qkv.dtype)
+        return few_rows(q, x, keys, self.heads)
+
+    def attended(self, x, rows):
+        """MSA(norm(z)) of the queries whose `rows` [b, h, m, n] are given: -> [b, m, d]."""
+        (_, _, kernel), (_, _, bias) = self._three()
+        return self.projection(few_values(rows, x, kernel) + bias.astype(x.dtype)[None, None])
+
+    def _three(self):
+        """Kernels [d, d] and biases [d] of queries, keys and values."""
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        return jnp.split(kernel, 3, axis=1), jnp.split(bias, 3)
+
 
 class MLP(nnx.Module):
     """Equation 7: two dense layers, the activation after the first only."""
@@ -140,8 +159,34 @@ class Block(nnx.Module):
             z, self.attention_norm, class_row=class_row, full_map=full_map
         )
         z = z + _weighed(_scaled(branch, self.attention_scale), first)
-        branch = self.mlp(z, self.mlp_norm)
-        return z + _weighed(_scaled(branch, self.mlp_scale), second), rows
+        return self._second(z, second), rows
+
+    def _second(self, z, weight):
+        """z' -> z''."""
+        return z + _weighed(_scaled(self.mlp(z, self.mlp_norm), self.mlp_scale), weight)
+
+    def class_row(self, z):
+        """The class token's row of the map, alone: z [b, n, d] -> [b, h, n] float32."""
+        x = self.attention_norm(z)
+        return self.attention.rows(x, x[:, :1])[:, :, 0]
+
+    def of_tokens(self, z, places, *, branches=None):
+        """`__call__` of few tokens: z [b, n, d], places [b, m] -> (z'' [b, m, d], row [b, h, n]).
+
+        The numbers are those of `__call__` there, since all tokens are seen, but only by these. The
+        row of the map is that of the first of them.
+        """
+        first, second = (None, None) if branches is None else branches
+        x, z = self.attention_norm(z), take(z, places)
+        rows = self.attention.rows(x, take(x, places))
+        branch = self.attention.attended(x, rows)
+        z = z + _weighed(_scaled(branch, self.attention_scale), first)
+        return self._second(z, second), rows[:, :, 0]
+
+
+def take(z, places):
+    """Tokens at places [b, m] of each image: z [b, n, d] -> [b, m, d]."""
+    return jnp.take_along_axis(z, places[:, :, None], axis=1)
 
 
 def _scaled(branch, factor):
@@ -210,18 +255,28 @@ class SparseAttention(nnx.Module):
         b = weights.shape[0]
         return indices.reshape(b, -1), kept.reshape(b, -1)
 
-    def gather(self, z, kept, weights):
-        """The last block's input [z_class; z^{i₁}; …; z^{i_K}]: z [b, n, d] -> [b, 1 + h·k, d].
+    def weights(self, class_rows, kept):
+        """Fused weights of patches that `select` has kept: kept [b, h·k] -> [b, h·k]."""
+        weights = self.fuse(class_rows)[:, :, self.first_patch :]
+        b, heads, _ = weights.shape
+        return jnp.take_along_axis(weights, kept.reshape(b, heads, -1), axis=-1).reshape(b, -1)
 
-        Heads that keep the same token keep it twice. With the straight-through reading a token is
-        multiplied by 1 + a − stop_gradient(a): its value stays, its weight a gets a gradient.
+    def places(self, kept):
+        """Of the last block's tokens [class; i₁; …; i_K] among all: kept [b, k] -> [b, 1 + k]."""
+        return jnp.pad(kept + self.first_patch, ((0, 0), (1, 0)))
+
+    def gate(self, tokens, weights):
+        """The last block's input [z_class; z^{i₁}; …; z^{i_K}] with a gradient for its choice.
+
+        tokens [b, 1 + k, d] are at `places`, weights [b, k] as `select` returns them. With the
+        straight-through reading a token is multiplied by 1 + a − stop_gradient(a): its value stays,
+        its weight a gets a gradient.
         """
-        patches = z[:, self.first_patch :]
-        tokens = jnp.take_along_axis(patches, kept[:, :, None], axis=1)
-        if self.selection_gradient == "straight_through":
-            gate = 1.0 + (weights - jax.lax.stop_gradient(weights))  # exactly 1
-            tokens = tokens * gate[:, :, None].astype(tokens.dtype)
-        return jnp.concatenate([z[:, :1], tokens], axis=1)
+        if self.selection_gradient == "none":
+            return tokens
+        gate = 1.0 + (weights - jax.lax.stop_gradient(weights))  # exactly 1
+        kept = tokens[:, 1:] * gate[:, :, None].astype(tokens.dtype)
+        return jnp.concatenate([tokens[:, :1], kept], axis=1)
 
 
 def squeeze(class_rows, kind: str, first_patch: int = 1):
@@ -267,10 +322,9 @@ class BCViT(nnx.Module):
         if images.shape[1:] != (side, side, 3):
             raise ValueError(f"images are {images.shape[1:]}; this network takes {side}×{side}×3")
         branches = None if key is None else self.draw_branches(key, len(images))
-        z, rows = self.encode(images, branches=branches, full_maps=full_maps)
-        class_rows = rows[:, :, :, 0] if full_maps and rows is not None else rows
-        output = self.decide(z, class_rows, branches=branches)
-        return (output, rows) if full_maps else output
+        if full_maps:
+            return self.every_token(images, branches=branches, full_maps=True)
+        return self.decide(*self.encode(images, branches=branches), branches=branches)[0]
 
     def draw_branches(self, key, images: int):
         """`stochastic_depth` of all blocks, its chance rising from 0 to `config.drop_path`."""
@@ -278,25 +332,62 @@ class BCViT(nnx.Module):
         chances = self.config.drop_path * jnp.arange(blocks) / max(blocks - 1, 1)
         return stochastic_depth(key, chances, images)
 
-    def decide(self, z, class_rows, *, branches=None) -> Output:
-        """Equations 10 and 11 and the head, from z [b, n, d] and the class rows of `encode`."""
-        kept = jnp.zeros((z.shape[0], 0), jnp.int32)
-        if self.config.selection:
-            kept, weights = self.sparse_attention.select(class_rows)
-            z = self.sparse_attention.gather(z, kept, weights)
-            last = None if branches is None else branches[-1]
-            z, _ = self.last_block(z, class_row=False, branches=last)
-        return Output(*self.classify(z), kept)
+    def encode(self, images, *, branches=None):
+        """All of `blocks` but the last: (z [b, n, d], their class rows [l − 1, b, h, n] or None).
 
-    def encode(self, images, *, branches=None, full_maps: bool = False):
-        """Equations 1 to 9: z of the last map-giving block and the rows of every map.
-
-        Rows are class rows [l, b, h, n], full maps [l, b, h, n, n], or None without selection.
+        Rows are None without selection, and where there is one block.
         """
-        if branches is not None:
-            branches = branches[: len(self.blocks)]
-        rows = dict(class_row=self.config.selection, full_map=full_maps)
-        return in_turn(self.blocks, self.embedding(images), branches, **rows)
+        *blocks, _ = self.blocks
+        z = self.embedding(images)
+        return in_turn(blocks, z, branches, class_row=self.config.selection)
+
+    def decide(self, z, rows, *, branches=None):
+        """The last of `blocks`, equations 9 to 11, the last block and the head.
+
+        From what `encode` returns -> (Output, class rows [l, b, h, n] or None). Of the last of
+        `blocks` only the class token and the kept ones are read on, of the last block the class
+        token: other tokens are not computed there.
+        """
+        last = len(self.blocks) - 1
+        block, of_block = self.blocks[last], None if branches is None else branches[last]
+        class_token = jnp.zeros((z.shape[0], 1), jnp.int32)
+        kept = class_token[:, :0]
+        if not self.config.selection:
+            z, _ = block.of_tokens(z, class_token, branches=of_block)
+            return Output(*self.classify(z), kept), None
+
+        def with_last(row):
+            return row[None] if rows is None else jnp.concatenate([rows, row[None]])
+
+        # The choice needs the class row first. Its gradient comes from the row that is found with
+        # those of the kept tokens: so every weight has one, which devices add up once.
+        kept, _ = self.sparse_attention.select(with_last(block.class_row(z)))
+        places = self.sparse_attention.places(kept)
+        tokens, row = block.of_tokens(z, places, branches=of_block)
+        class_rows = with_last(row)
+        tokens = self.sparse_attention.gate(tokens, self.sparse_attention.weights(class_rows, kept))
+        of_block = None if branches is None else branches[-1]
+        z, _ = self.last_block.of_tokens(tokens, class_token, branches=of_block)
+        return Output(*self.classify(z), kept), class_rows
+
+    def every_token(self, images, *, branches=None, full_maps: bool = False):
+        """`__call__` to the letter, with all tokens in all blocks: (Output, rows).
+
+        For maps, and to count what the equations take. Rows are class rows [l, b, h, n], full maps
+        [l, b, h, n, n], or None without selection.
+        """
+        selection = self.config.selection
+        z = self.embedding(images)
+        z, rows = in_turn(self.blocks, z, branches, class_row=selection, full_map=full_maps)
+        kept = jnp.zeros((z.shape[0], 0), jnp.int32)
+        if selection and rows is not None:
+            class_rows = rows[:, :, :, 0] if full_maps else rows
+            kept, weights = self.sparse_attention.select(class_rows)
+            tokens = take(z, self.sparse_attention.places(kept))
+            tokens = self.sparse_attention.gate(tokens, weights)
+            of_last = None if branches is None else branches[-1]
+            z, _ = self.last_block(tokens, class_row=False, branches=of_last)
+        return Output(*self.classify(z), kept), rows
 
     def classify(self, z):
         """z [b, n, d] -> (logits [b, classes], class-token feature [b, d]), float32."""

@@ -30,17 +30,22 @@ def dense(x, kernel, bias, dtype=jnp.float32):
     return _dense(x, kernel, bias, dtype)
 
 
+def _dense_primal(x, kernel, bias, dtype):
+    out = _product(x.astype(dtype), kernel.astype(dtype))
+    return out + jnp.expand_dims(bias.astype(out.dtype), range(x.ndim - 1))
+
+
 def _dense_forward(x, kernel, bias, dtype):
-    x = x.astype(dtype)
-    out = _product(x, kernel.astype(dtype))
-    return out + jnp.expand_dims(bias.astype(out.dtype), range(x.ndim - 1)), (x, kernel)
+    kept = kernel.value if x.perturbed else None  # images need no gradient
+    x, kernel, bias = x.value, kernel.value, bias.value
+    return _dense_primal(x, kernel, bias, dtype), (x.astype(dtype), kept)
 
 
 def _dense_backward(dtype, kept, gradient):
     x, kernel = kept
     upstream = lax.optimization_barrier(gradient.astype(dtype))
-    inputs, outputs = kernel.shape
-    by_x = _product(upstream, kernel.astype(dtype).T)
+    inputs, outputs = x.shape[-1], upstream.shape[-1]
+    by_x = None if kernel is None else _product(upstream, kernel.astype(dtype).T)
     x, upstream = x.reshape(-1, inputs), upstream.reshape(-1, outputs)
     if jax.default_backend() == "gpu":
         by_kernel = _product(x.T, upstream)
@@ -48,15 +53,14 @@ def _dense_backward(dtype, kept, gradient):
         by_kernel = _product(_turned(x), upstream)
     else:
         by_kernel = lax.optimization_barrier(_product(_turned(upstream), x)).T
-    by_kernel = _tied(by_kernel, by_x)  # the kernel may be changed in place when both are there
+    if by_x is not None:
+        by_kernel = _tied(by_kernel, by_x)  # the kernel may be changed in place when both are there
     by_bias = gradient.astype(jnp.float32).reshape(-1, outputs).sum(0)
     return by_x, by_kernel.astype(jnp.float32), by_bias
 
 
-_dense = jax.custom_vjp(
-    lambda x, kernel, bias, dtype: _dense_forward(x, kernel, bias, dtype)[0], nondiff_argnums=(3,)
-)
-_dense.defvjp(_dense_forward, _dense_backward)
+_dense = jax.custom_vjp(_dense_primal, nondiff_argnums=(3,))
+_dense.defvjp(_dense_forward, _dense_backward, symbolic_zeros=True)
 
 
 def _product(x, y):

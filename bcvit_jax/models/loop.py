@@ -8,8 +8,12 @@ from flax import nnx
 def in_turn(blocks, z, branches=None, **rows):
     """Blocks one after the other: z [b, n, d] -> (z, rows as `Block` returns them, stacked).
 
-    `branches` [l, 2, b]: the weights of all branches, or None.
+    `branches` [l, 2, b]: the weights of these blocks' branches (and of more), or None. Of no block
+    the rows are None.
     """
+    if not blocks:
+        return z, None
+    branches = None if branches is None else branches[: len(blocks)]
     images, tokens, _ = z.shape
     parts = _parts(images, tokens, blocks[0].mlp.expand.bias.size)
     if not _in_a_loop(images, parts):

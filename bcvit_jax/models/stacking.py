@@ -10,20 +10,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_LOOP, _ALL = "blocks", "all"
+_BLOCKS, _LOOPED = "blocks", "looped"
 
 
-def stack(params: Any) -> Any:
-    """A network's parameters with `blocks.all.…` [l, …] in place of `blocks.i.…` […]."""
-    flat, loops = {}, {}
+def stack(params: Any, apart: int = 0) -> Any:
+    """A network's parameters with `looped.…` [l, …] in place of `blocks.i.…` […].
+
+    The last `apart` blocks, which no loop reads, stay as they are.
+    """
+    flat, found = {}, {}
     for path, value in nnx.to_flat_state(params):
-        if (place := _place(path)) is None:
+        if _BLOCKS not in path:
             flat[path] = value
-        else:
-            loops.setdefault(_at(path, place, _ALL), {})[path[place]] = value
-    for path, blocks in loops.items():
+            continue
+        place = path.index(_BLOCKS)
+        looped = (*path[:place], _LOOPED, *path[place + 2 :])
+        found.setdefault(looped, {})[path[place + 1]] = path, value
+    for looped, blocks in found.items():
         rows = [blocks[i] for i in sorted(blocks)]
-        flat[path] = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+        last = len(rows) - apart
+        flat |= dict(rows[last:])
+        if last:
+            flat[looped] = jax.tree.map(lambda *x: jnp.stack(x), *(row for _, row in rows[:last]))
     return nnx.from_flat_state(flat)
 
 
@@ -31,20 +39,20 @@ def unstack(params: Any) -> Any:
     """What `stack` was given; other parameters as they are."""
     flat = {}
     for path, value in nnx.to_flat_state(params):
-        place = _place(path)
-        if place is None or path[place] != _ALL:
+        if _LOOPED not in path:
             flat[path] = value
             continue
+        place = path.index(_LOOPED)
         leaf, variable = jax.tree.flatten(value)
         for i, row in enumerate(_rows(*leaf)):
-            flat[_at(path, place, i)] = jax.tree.unflatten(variable, [row])
+            name = (*path[:place], _BLOCKS, i, *path[place + 1 :])
+            flat[name] = jax.tree.unflatten(variable, [row])
     return nnx.from_flat_state(flat)
 
 
 def is_stacked(params: Any) -> bool:
     """Whether `stack` made these parameters, of a network with blocks."""
-    paths = [path for path, _ in nnx.to_flat_state(params)]
-    return any(_ALL in path for path in paths)
+    return any(_LOOPED in path for path, _ in nnx.to_flat_state(params))
 
 
 @jax.custom_vjp
@@ -54,12 +62,3 @@ def _rows(x):
 
 
 _rows.defvjp(lambda x: (_rows(x), None), lambda _, gradients: (jnp.stack(gradients),))
-
-
-def _place(path):
-    """Where in a parameter's path its block is counted, or None."""
-    return path.index(_LOOP) + 1 if _LOOP in path else None
-
-
-def _at(path, place, word):
-    return (*path[:place], word, *path[place + 1 :])

@@ -137,7 +137,7 @@ def measure(row: Row, folder: Path) -> list[dict[str, Any]]:
             products = max(ours.ask("rate"), peer.ask("rate"), limit.numpy_rate())
             results[0]["limit_gflops"] = round(products / 1e9, 1)
             if row.job == "train":
-                work = limit.products_of_a_step(row.shape) / row.shape.batch
+                work = limit.products_of_a_step(row.shape, every_token=False) / row.shape.batch
                 results[0]["share_of_limit"] = round(results[0]["ours"] * work / products, 3)
         if row.memory:
             peaks = {n: [w.ask("memory") / 2**20] for n, w in (("ours", ours), ("peer", peer))}

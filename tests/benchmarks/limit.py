@@ -42,13 +42,33 @@ def jax_rate(n: int = 1536) -> float:
     return best_rate(lambda: product(a).block_until_ready(), 2 * n**3)
 
 
-def products_of_a_step(shape: Shape) -> float:
-    """Operations in the matrix products of a train step (three times the forward pass's)."""
+def products_of_a_step(shape: Shape, every_token: bool) -> float:
+    """Operations in the matrix products of a train step (three times the forward pass's).
+
+    With all tokens in all blocks, as the peers compute them, or as we do: of the last map's block
+    the class token and the kept ones, of the last block the class token.
+    """
+    patches, blocks = _forward(shape, every_token)
+    return 3 * blocks + 2 * patches  # images need no gradient
+
+
+def products_of_a_pass(shape: Shape, every_token: bool) -> float:
+    """Operations in the matrix products of a forward pass."""
+    return sum(_forward(shape, every_token))
+
+
+def _forward(shape: Shape, every_token: bool) -> tuple[float, float]:
+    """Of the patches' embedding, and of all blocks."""
     width, heads, depth = SIZES[shape.size]
     patches = ((shape.side - 16) // shape.stride + 1) ** 2
     tokens, kept = patches + 1, heads + 1
-    dense = 2 * 12 * width**2
-    block = tokens * dense + 2 * 2 * tokens**2 * width
-    last = kept * dense + 2 * 2 * kept**2 * width
-    embedding = 2 * patches * 16 * 16 * 3 * width  # whose images need no gradient
-    return float(shape.batch) * (3 * (depth * block + last) + 2 * embedding)
+
+    def block(tokens: int) -> float:
+        return 2 * 12 * tokens * width**2 + 2 * 2 * tokens**2 * width
+
+    def few(queries: int, tokens: int) -> float:
+        return 2 * 12 * queries * width**2 + 2 * 2 * queries * heads * tokens * width
+
+    last = block(tokens) + block(kept) if every_token else few(kept, tokens) + few(1, kept)
+    embedding = 2 * patches * 16 * 16 * 3 * width
+    return shape.batch * embedding, shape.batch * ((depth - 1) * block(tokens) + last)
