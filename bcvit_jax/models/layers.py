@@ -45,16 +45,17 @@ def _dense_backward(dtype, kept, gradient):
     x, kernel = kept
     upstream = lax.optimization_barrier(gradient.astype(dtype))
     inputs, outputs = x.shape[-1], upstream.shape[-1]
+    # by_kernel waits for by_x: then the kernel may be changed in place.
     by_x = None if kernel is None else _product(upstream, kernel.astype(dtype).T)
     x, upstream = x.reshape(-1, inputs), upstream.reshape(-1, outputs)
     if jax.default_backend() == "gpu":
         by_kernel = _product(x.T, upstream)
     elif inputs <= outputs:
-        by_kernel = _product(_turned(x), upstream)
+        by_kernel = _tied(_product(_turned(x), upstream), by_x)
     else:
-        by_kernel = lax.optimization_barrier(_product(_turned(upstream), x)).T
-    if by_x is not None:
-        by_kernel = _tied(by_kernel, by_x)  # the kernel may be changed in place when both are there
+        by_kernel = _tied(lax.optimization_barrier(_product(_turned(upstream), x)), by_x)
+        # Turned back once, by way of one axis, for all that read it: else each turns it for itself.
+        by_kernel = lax.optimization_barrier(by_kernel.T.reshape(-1)).reshape(inputs, outputs)
     by_bias = gradient.astype(jnp.float32).reshape(-1, outputs).sum(0)
     return by_x, by_kernel.astype(jnp.float32), by_bias
 
@@ -114,9 +115,9 @@ def _tied(x, other):
 
     Its CPU compiler drops optimization barriers, finds that forward and backward pass make the
     same arrays, and keeps them from the one to the other. So x is multiplied by 1 + 0·(the first
-    number of `other`), which is 1 as long as gradients are finite.
+    number of `other`), which is 1 as long as gradients are finite. Of no `other` x is as it was.
     """
-    if jax.default_backend() == "gpu" or jax.device_count() > 1:
+    if other is None or jax.default_backend() == "gpu" or jax.device_count() > 1:
         return x
     return x * (1.0 + 0.0 * other.reshape(-1)[0]).astype(x.dtype)
 
