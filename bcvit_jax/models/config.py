@@ -34,7 +34,11 @@ class BCViTConfig:
     squeeze_width: int = 0
     """Hidden width of the squeeze-excitation layers; 0 is the number of maps."""
     selection_gradient: Literal["none", "straight_through"] = "straight_through"
-    """Reading: `none` is the paper's argmax, which gives the squeeze-excitation no gradient."""
+    """Reading: `none` is the paper's argmax, which gives the squeeze-excitation no gradient.
+
+    That of `straight_through` is next to none: the last block norms a kept token before it reads
+    it, so the token's factor counts through epsilon only (1e-12 of the whole gradient in a fresh
+    network)."""
     registers: int = 0
     """Learned tokens between the class token and the patches, never selected (Darcet et al. 2024,
     arXiv 2309.16588); DINOv2 weights may bring them."""
