@@ -14,7 +14,8 @@ from flax import nnx
 from bcvit_jax import losses
 from bcvit_jax.models import BCViT, BCViTConfig, loop, model_config
 from bcvit_jax.models.attention import attend_by_head, attention_rows
-from bcvit_jax.models.bcvit import Block, SparseAttention, squeeze, stochastic_depth, take
+from bcvit_jax.models.bcvit import SparseAttention, squeeze, stochastic_depth
+from bcvit_jax.models.block import Block, take
 from tests.networks import (
     CLASSES,
     fresh_network,
@@ -401,6 +402,14 @@ def test_straight_through_keeps_the_value_and_gives_the_weight_a_gradient():
     assert not results["none"][1].any()
     expected = (results["none"][0] * np.asarray(direction))[:, 1:].sum(-1)
     np.testing.assert_allclose(results["straight_through"][1], expected, rtol=0, atol=1e-5)
+
+
+def test_the_straight_through_gradient_is_lost_in_the_last_blocks_norm():
+    """Of the squeeze-excitation; what `BCViTConfig.selection_gradient` says of it."""
+    gradient = gradients(tiny_config())
+    whole = np.sqrt(sum(np.square(value).sum() for value in gradient.values()))
+    excite = np.linalg.norm(gradient["sparse_attention.excite.kernel"])
+    assert 0 < excite < 1e-6 * whole
 
 
 def test_squeezed_statistics_by_hand():

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from bcvit_jax.models import BCViT, create_model, list_models, model_config
-from bcvit_jax.models.bcvit import Block
+from bcvit_jax.models.block import Block
 
 SQUEEZE_EXCITATION = 2 * (12 * 12 + 12)
 BLOCK = 7_087_872

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bcvit_jax.models.bcvit import Block, PatchEmbedding
+from bcvit_jax.models.bcvit import PatchEmbedding
+from bcvit_jax.models.block import Block
 from bcvit_jax.models.config import BCViTConfig
 from bcvit_jax.models.layers import Dense, LayerNorm, extract_patches
 from bcvit_jax.models.loop import in_a_loop, in_turn
