@@ -18,9 +18,10 @@ from bcvit_jax.errors import UserError
 from bcvit_jax.files import write_json
 from bcvit_jax.fold_run import FoldRun, balanced_counts, check_run
 from bcvit_jax.journal import Journal
+from bcvit_jax.models import compiler_options
 from bcvit_jax.predictions import Predictions, load_predictions, save_predictions
 from bcvit_jax.pretraining import PICTURES, encoder_file, pretrain_fold
-from bcvit_jax.program import make_mesh
+from bcvit_jax.program import make_mesh, network_config
 from bcvit_jax.provenance import continued, provenance
 from bcvit_jax.report.page import LEAK
 from bcvit_jax.report.writing import write_report
@@ -226,6 +227,7 @@ def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
     devices = jax.devices()
     leak = f"\nWARNING: {LEAK}" if config.data.protocol == "paper" else ""
     donors = "" if dataset.donor_separated else "; donors may be shared between folds"
+    options = compiler_options(network_config(config, len(dataset.class_names)))
     return (
         f"{config.title}\n"
         f"  network   {config.model['name']}\n"
@@ -234,7 +236,7 @@ def _greeting(config: RunConfig, dataset: CellDataset, workdir: Path) -> str:
         f"  held out  {', '.join(dataset.folds[i] for i in config.folds) or 'nothing'}\n"
         f"  devices   {len(devices)} × {devices[0].device_kind}\n"
         f"  folder    {workdir}\n"
-        f"  settings  {described(os.environ) or 'none'}{leak}"
+        f"  settings  {described(os.environ, options) or 'none'}{leak}"
     )
 
 

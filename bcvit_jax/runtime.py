@@ -33,7 +33,8 @@ def restart_with_settings() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | missing)
 
 
-def described(environment: Mapping[str, str]) -> str:
-    """The settings in force, for the log."""
+def described(environment: Mapping[str, str], options: Mapping[str, str] = {}) -> str:
+    """The settings in force and the compiler's options, for the log."""
     names = ("GLIBC_TUNABLES", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
-    return "  ".join(f"{name}={environment[name]}" for name in names if environment.get(name))
+    settings = {name: environment[name] for name in names if environment.get(name)} | dict(options)
+    return "  ".join(f"{name}={value}" for name, value in settings.items())

@@ -142,7 +142,7 @@ def test_a_profile_holds_the_products_of_every_block():
     step, found = by_operation.profile(SHAPE, steps=2)
     tokens, width = (64 - 16) // 12 + 1, 192
     rows = 4 * (tokens**2 + 1)
-    # Forward and backward pass of each of twelve blocks make this array.
+    # Forward and backward pass of each of the whole blocks make this array.
     expand = [times for kind, (_, times) in found.items() if f"f32[{rows},{4 * width}]" in kind]
     assert step > 0 and sum(expand) >= 24
     assert all(ms >= 0 and times > 0 for ms, times in found.values())

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import lax
 
 from bcvit_jax.macs import macs
+from bcvit_jax.models import layers
 from bcvit_jax.models.layers import (
     Convolution,
     Dense,
@@ -213,9 +214,11 @@ def test_a_dense_layers_three_products_run_in_bfloat16(outputs):
         assert factors.count("bf16") == 2, part
 
 
+@pytest.mark.parametrize("by_eigen", [False, True])
 @pytest.mark.parametrize("outputs", [6, 24])
-def test_gradients_of_a_dense_layer_are_those_of_the_chain_rule(outputs):
+def test_gradients_of_a_dense_layer_are_those_of_the_chain_rule(monkeypatch, outputs, by_eigen):
     """Either factor may be the smaller; the batch may have any number of axes."""
+    monkeypatch.setattr(layers, "eigen_multiplies", lambda dtype: by_eigen)
     rng = np.random.default_rng(0)
     shapes = ((3, 5, 12), (12, outputs), (outputs,))
     arrays = [jnp.asarray(rng.normal(0, 1, shape), jnp.float32) for shape in shapes]

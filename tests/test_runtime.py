@@ -35,6 +35,7 @@ def test_programs_are_kept_in_the_users_cache(tmp_path):
 def test_the_log_names_what_is_in_force():
     environment = {"XLA_FLAGS": "--xla_a=1", "GLIBC_TUNABLES": "x=1", "HOME": "/"}
     assert described(environment) == "GLIBC_TUNABLES=x=1  XLA_FLAGS=--xla_a=1"
+    assert described({"HOME": "/"}, {"xla_b": "2"}) == "xla_b=2"
 
 
 def test_a_program_starts_again_with_the_settings_and_its_arguments(tmp_path):

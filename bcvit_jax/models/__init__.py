@@ -12,6 +12,7 @@ from bcvit_jax.models.bcvit import BCViT, Output, scale
 from bcvit_jax.models.config import BCViTConfig, ConvolutionalConfig
 from bcvit_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from bcvit_jax.models.mae import MaskedAutoencoder, MaskedAutoencoderConfig
+from bcvit_jax.models.processor import eigen_multiplies, left_to_ynnpack
 from bcvit_jax.models.resnet import ResNet, ResNetConfig
 from bcvit_jax.models.vgg import VGG, VGGConfig
 
@@ -57,9 +58,10 @@ ARCHITECTURES: dict[str, tuple[type, type]] = {
 
 
 def compiler_options(config: NetworkConfig) -> dict[str, str]:
-    """What `jax.jit` should compile the network with: `convolve.compiler_options`, which slow a
-    Vision Transformer down, or nothing."""
-    return convolve.compiler_options() if isinstance(config, ConvolutionalConfig) else {}
+    """What `jax.jit` should compile the network with: on a CPU, which library gets what work."""
+    if isinstance(config, ConvolutionalConfig):
+        return convolve.compiler_options()
+    return left_to_ynnpack("REDUCE") if eigen_multiplies(config.dtype) else {}
 
 
 def list_models() -> list[str]:

@@ -7,15 +7,15 @@ on every side, as the published networks do.
 import contextlib
 import contextvars
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bcvit_jax.models.processor import left_to_ynnpack
+
 _BLOCK = 32
-_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _plain = contextvars.ContextVar("plain", default=False)
 
 
@@ -33,13 +33,10 @@ def plain_convolutions() -> Iterator[None]:
 def compiler_options() -> dict[str, str]:
     """What to compile a convolutional network with, for `jax.jit`; nothing but on a CPU.
 
-    XLA leaves convolutions to one of two libraries. YNNPACK, which it prefers, gives a thread 64
-    outputs at the least, so one of 64 runs on one core; with Eigen's a step of ResNet-18 takes a
-    quarter less time. Products and sums stay with YNNPACK. A choice in XLA_FLAGS goes first.
+    Convolutions are Eigen's: YNNPACK gives a thread 64 outputs at the least, so one of 64 runs on
+    one core; with Eigen's a step of ResNet-18 takes a quarter less time.
     """
-    if jax.default_backend() != "cpu" or _LIBRARY in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return {_LIBRARY: "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+    return left_to_ynnpack("DOT", "REDUCE")
 
 
 def convolve(x, kernel, stride: int = 1, groups: int = 1):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from bcvit_jax.models.processor import eigen_multiplies
+
 _truncated_normal = jax.nn.initializers.truncated_normal(0.02)
 
 
@@ -25,7 +27,7 @@ def dense(x, kernel, bias, dtype=jnp.float32):
     Arrays come and go in `resting(dtype)`, kernel and bias are float32. Only the backward pass is
     written by hand, in the form that XLA's CPU compiler computes fastest: element-wise work kept
     out of the copy that turns a factor of the kernel's gradient, and of the two factors the smaller
-    one turned. The sums are those of the chain rule.
+    one turned; Eigen wants none turned. The sums are those of the chain rule.
     """
     return _dense(x, kernel, bias, dtype)
 
@@ -50,6 +52,8 @@ def _dense_backward(dtype, kept, gradient):
     x, upstream = x.reshape(-1, inputs), upstream.reshape(-1, outputs)
     if jax.default_backend() == "gpu":
         by_kernel = _product(x.T, upstream)
+    elif eigen_multiplies(dtype):
+        by_kernel = _tied(_product(x.T, upstream), by_x)
     elif inputs <= outputs:
         by_kernel = _tied(_product(_turned(x), upstream), by_x)
     else:

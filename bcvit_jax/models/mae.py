@@ -75,6 +75,10 @@ class MaskedAutoencoderConfig:
         return self.encoder.image_size
 
     @property
+    def dtype(self) -> str:
+        return self.encoder.dtype
+
+    @property
     def num_visible(self) -> int:
         n = self.encoder.num_patches
         return n - round(self.ratio * n)
