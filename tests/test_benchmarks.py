@@ -1,6 +1,7 @@
 """The benchmarks compare like with like, and their table is what was measured."""
 
 import json
+import time
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bcvit_jax.macs import macs
 from tests.benchmarks import __main__ as program
-from tests.benchmarks import elsewhere, limit, ours, peers
+from tests.benchmarks import elsewhere, limit, ours, peers, start
 from tests.benchmarks import profile as by_operation
 from tests.benchmarks.jobs import Shape, random_batch
 from tests.networks import named
+from tests.tiny_run import TINY
 
 SHAPE = Shape("vit_t", batch=4, side=64)
 
@@ -147,3 +149,16 @@ def test_a_profile_holds_the_products_of_every_block():
     assert step > 0 and sum(expand) >= 24
     assert all(ms >= 0 and times > 0 for ms, times in found.values())
     assert list(found.values()) == sorted(found.values(), key=lambda f: -f[0])
+
+
+def test_a_start_is_measured_up_to_the_first_step(tiny_dataset, tmp_path):
+    """It ends before the run does, leaves what was compiled, and a failed run isn't a fast one."""
+    flags = [f"--config.{k}={v}" for k, v in (TINY | {"data.path": tiny_dataset}).items()]
+    begin = time.perf_counter()
+    seconds = start.first_step(flags, tmp_path / "work", tmp_path / "programs")
+    assert 1 < seconds < time.perf_counter() - begin
+    lines = (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines[:2]] == [1, 2]
+    assert any((tmp_path / "programs").iterdir())
+    with pytest.raises(RuntimeError, match=r"before its second step.*nowhere"):
+        start.first_step([f"--config.data.path={tmp_path}/nowhere"], tmp_path / "x", tmp_path)
