@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from bcvit_jax import losses
-from bcvit_jax.models import BCViT, BCViTConfig, loop, model_config
+from bcvit_jax.models import BCViT, BCViTConfig, attention, loop, model_config
 from bcvit_jax.models.attention import attend_by_head, attention_rows
 from bcvit_jax.models.bcvit import SparseAttention, squeeze, stochastic_depth
 from bcvit_jax.models.block import Block, take
@@ -247,9 +247,12 @@ def test_maps_are_softmax_of_scaled_products():
         np.testing.assert_allclose(rows[b, h], scores / scores.sum(1, keepdims=True), atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_head_by_head_equals_pytorchs(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "by_eigen"), [("float32", False), ("float32", True), ("bfloat16", False)]
+)
+def test_attention_head_by_head_equals_pytorchs(monkeypatch, dtype, by_eigen):
     """The result, the class row, and the gradient of both; 26 tokens, 3 heads of 8."""
+    monkeypatch.setattr(attention, "eigen_multiplies", lambda dtype: by_eigen)
     rng = np.random.default_rng(0)
     qkv = rng.normal(0, 1.5, (2, 26, 3, 3, 8)).astype(np.float32)
     upstream = rng.normal(0, 1.5, (2, 26, 24)), rng.normal(0, 1.5, (2, 3, 26))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bcvit_jax.models.processor import eigen_multiplies
+
 
 def attend(qkv, heads: int) -> tuple[jax.Array, jax.Array]:
     """softmax(q·kᵀ/√d)·v: qkv [b, n, 3·h·d] -> (out [b, n, h·d], class row [b, h, n] float32).
@@ -154,7 +156,8 @@ def _scaled(q):
 
 
 def _products(q, k):
-    """q·kᵀ: [b, m, d], [b, n, d] -> [b, m, n] float32; of a turned q XLA's CPU code is faster."""
-    if q.dtype == jnp.float32:
+    """q·kᵀ: [b, m, d], [b, n, d] -> [b, m, n] float32; of a turned q XLA's CPU code is faster, but
+    where Eigen is fast enough to be chosen."""
+    if q.dtype == jnp.float32 and not eigen_multiplies(q.dtype):
         return jnp.einsum("bdm,bnd->bmn", lax.optimization_barrier(q.mT), k)
     return jnp.einsum("bmd,bnd->bmn", q, k, preferred_element_type=jnp.float32)
