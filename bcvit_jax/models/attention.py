@@ -156,8 +156,10 @@ def _scaled(q):
 
 
 def _products(q, k):
-    """q·kᵀ: [b, m, d], [b, n, d] -> [b, m, n] float32; of a turned q XLA's CPU code is faster, but
-    where Eigen is fast enough to be chosen."""
+    """q·kᵀ: [b, m, d], [b, n, d] -> [b, m, n] float32.
+
+    In float32 of a turned q, which XLA's CPU code is faster with, but where `eigen_multiplies`.
+    """
     if q.dtype == jnp.float32 and not eigen_multiplies(q.dtype):
         return jnp.einsum("bdm,bnd->bmn", lax.optimization_barrier(q.mT), k)
     return jnp.einsum("bmd,bnd->bmn", q, k, preferred_element_type=jnp.float32)
