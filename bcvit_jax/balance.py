@@ -13,6 +13,13 @@ from PIL import Image
 from bcvit_jax.augment import dihedral
 from bcvit_jax.dataset import CellDataset
 
+LEAK = (
+    "The images were balanced before they were split into folds (config.data.protocol is 'paper'), "
+    "so turned copies of one cell stand in training and among the held-out images: the figures are "
+    "too high, and hold for no new cell."
+)
+"""What is said of figures under `protocol="paper"`."""
+
 
 def balance_plan(labels: np.ndarray, target: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Which images, turned how, make the classes equal: (index int64 [m], transform int8 [m]).

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bcvit_jax.balance import under_protocol
+from bcvit_jax.balance import LEAK, under_protocol
 from bcvit_jax.config import RunConfig, differences, from_dict, to_dict
 from bcvit_jax.data import CellDataset, open_dataset
 from bcvit_jax.errors import UserError
@@ -23,8 +23,6 @@ from bcvit_jax.predictions import Predictions, load_predictions, save_prediction
 from bcvit_jax.pretraining import PICTURES, encoder_file, pretrain_fold
 from bcvit_jax.program import make_mesh, network_config
 from bcvit_jax.provenance import continued, provenance
-from bcvit_jax.report.page import LEAK
-from bcvit_jax.report.writing import write_report
 from bcvit_jax.run_files import refuse_other_form
 from bcvit_jax.runtime import described
 from bcvit_jax.signals import Signals
@@ -106,6 +104,8 @@ def _report(
     config: RunConfig, dataset: CellDataset, workdir: Path, predictions: list[Predictions]
 ) -> None:
     """Write report.json, report.html and the confusion matrix of all folds that are finished."""
+    from bcvit_jax.report.writing import write_report  # here: training begins a second sooner
+
     classes = len(dataset.class_names)
     counts = {f: np.bincount(dataset.labels[f], minlength=classes) for f in dataset.folds}
     training = {p.fold: _read_json(workdir / p.fold / "training.json") for p in predictions}

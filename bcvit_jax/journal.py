@@ -1,8 +1,9 @@
 """What a training leaves behind as it goes: metrics.jsonl, TensorBoard, the progress line."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Journal:
             kept = [line for line in lines if _belongs(line, fold, step)]
             if len(kept) != len(lines):
                 write_whole(self.path, "".join(kept).encode())
-        from tensorboardX import SummaryWriter  # here: it loads PyTorch where there is one
+        with _no_module("torch"):  # tensorboardX would load it, seconds, and numbers need none
+            from tensorboardX import SummaryWriter
 
         folder = str(self.workdir / "tensorboard" / fold)
         self.boards[fold] = SummaryWriter(folder, purge_step=step + 1 if step else None)
@@ -52,6 +54,18 @@ class Journal:
     def close(self) -> None:
         for board in self.boards.values():
             board.close()
+
+
+@contextlib.contextmanager
+def _no_module(name: str) -> Iterator[None]:
+    """Within, an `import` of a module that was not imported before says that there is none."""
+    known = name in sys.modules
+    sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        if not known:
+            del sys.modules[name]
 
 
 def _belongs(line: str, fold: str, step: int) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from bcvit_jax.errors import UserError
 from bcvit_jax.shifts import background, optical_density, recolour
@@ -135,6 +134,8 @@ def nucleus_size(pixels: np.ndarray) -> float:
     The nucleus is what absorbs red at least half as much as the darkest 3 % near the middle, in
     patches that reach to within a quarter of the side from it; at least a hundredth of the picture.
     """
+    from scipy import ndimage  # here: half a second that most runs have no use for
+
     side = min(pixels.shape[:2])
     step = max(1, side // 100)
     bright = np.maximum(background(pixels), _DARKEST)

@@ -35,7 +35,7 @@ from bcvit_jax.report.__main__ import main
 from bcvit_jax.report.diagrams import reliability_picture
 from bcvit_jax.report.html import fraction
 from bcvit_jax.report.numbers import analysis
-from bcvit_jax.report.page import LEAK, NOTICE, donor_statement, interval_statement, result_line
+from bcvit_jax.report.page import NOTICE, donor_statement, interval_statement, result_line
 from bcvit_jax.report.writing import mistake_pictures, write_report
 from bcvit_jax.summary import METRICS, summarise_run
 

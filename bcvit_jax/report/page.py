@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcvit_jax import __version__
+from bcvit_jax.balance import LEAK
 from bcvit_jax.intervals import FEW_GROUPS
 from bcvit_jax.metrics import mistakes
 from bcvit_jax.report.html import (
@@ -29,11 +30,6 @@ from bcvit_jax.report.sections import (
 from bcvit_jax.summary import METRICS
 
 NOTICE = "For research use only; not a medical device."
-LEAK = (
-    "The images were balanced before they were split into folds (config.data.protocol is 'paper'), "
-    "so turned copies of one cell stand in training and among the held-out images: the figures are "
-    "too high, and hold for no new cell."
-)
 FEW_IMAGES = 10
 
 
