@@ -16,20 +16,24 @@ def in_turn(blocks, z, branches=None, **rows):
     branches = None if branches is None else branches[: len(blocks)]
     images, tokens, _ = z.shape
     parts = _parts(images, tokens, blocks[0].mlp.expand.bias.size)
+    graph, _ = nnx.split(blocks[0])
+
+    @jax.jit  # traced once for all blocks, of which XLA compiles each in its place
+    def one(params, z, branches):
+        return nnx.merge(graph, params)(z, **rows, branches=branches)
+
     if not _in_a_loop(images, parts):
         found = []
         for place, block in enumerate(blocks):
-            z, row = block(z, **rows, branches=None if branches is None else branches[place])
+            z, row = one(nnx.state(block), z, None if branches is None else branches[place])
             found.append(row)
         return z, None if found[0] is None else jnp.stack(found)
-    graph, _ = nnx.split(blocks[0])
     layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in blocks))
 
     def layer(z, inputs):
         params, branches = inputs
-        block = nnx.merge(graph, params)
         shares = [None if branches is None else branches[:, part] for part in parts]
-        found = [block(x, **rows, branches=s) for x, s in zip(z, shares, strict=True)]
+        found = [one(params, x, s) for x, s in zip(z, shares, strict=True)]
         return tuple(x for x, _ in found), tuple(row for _, row in found)
 
     z, found = jax.lax.scan(layer, tuple(z[part] for part in parts), (layers, branches))
