@@ -28,6 +28,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from bcvit_jax.balance import LEAK
 from bcvit_jax.calibration import fit_temperature
 from bcvit_jax.normalisation import Normalisation
 from bcvit_jax.predictions import Predictions, load_predictions, save_predictions
