@@ -1,6 +1,8 @@
 """metrics.jsonl keeps what belongs to the run; progress in a log file is a few lines."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,19 @@ def test_what_came_after_the_checkpoint_is_forgotten(journal):
     last = json.loads(journal.path.read_text().splitlines()[-1])
     assert last == {"fold": "fold1", "step": 30, "loss": 0.5, "top1": 0.25}
     assert len(list(journal.workdir.glob("tensorboard/fold1/events*"))) >= 1
+
+
+def test_boards_do_not_load_pytorch_and_do_not_hide_it(tmp_path):
+    pytest.importorskip("torch")
+    code = (
+        "import sys; from pathlib import Path; from bcvit_jax.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1])); journal.start('fold0', 0)\n"
+        "journal.write('fold0', 1, {'loss': 0.5}); journal.close()\n"
+        "print('torch' in sys.modules); import torch; print(torch.tensor(1).item())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.split() == ["False", "1"]
 
 
 def test_half_a_line_of_a_killed_run_is_dropped(journal):

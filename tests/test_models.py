@@ -64,9 +64,9 @@ def test_tokens_of_the_papers_network(monkeypatch):
         monkeypatch.setattr(Block, "of_tokens", watched_few)
         return model(jnp.zeros((2, 224, 224, 3)))
 
-    output = nnx.eval_shape(trace)
-    # Traced once for all eleven.
-    assert seen[:-2] == [("every token", (2, 325, 768))]
+    program, output = jax.make_jaxpr(trace, return_shape=True)()
+    assert [e.params.get("name") for e in program.eqns].count("one_block") == 11
+    assert seen[:-2] == [("every token", (2, 325, 768))]  # traced once for all of them
     assert seen[-2:] == [
         ("last map", (2, 325, 768), (2, 13)),
         ("last block", (2, 13, 768), (2, 1)),

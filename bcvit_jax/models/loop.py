@@ -19,13 +19,13 @@ def in_turn(blocks, z, branches=None, **rows):
     graph, _ = nnx.split(blocks[0])
 
     @jax.jit  # traced once for all blocks, of which XLA compiles each in its place
-    def one(params, z, branches):
+    def one_block(params, z, branches):
         return nnx.merge(graph, params)(z, **rows, branches=branches)
 
     if not _in_a_loop(images, parts):
         found = []
         for place, block in enumerate(blocks):
-            z, row = one(nnx.state(block), z, None if branches is None else branches[place])
+            z, row = one_block(nnx.state(block), z, None if branches is None else branches[place])
             found.append(row)
         return z, None if found[0] is None else jnp.stack(found)
     layers = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(b) for b in blocks))
@@ -33,7 +33,7 @@ def in_turn(blocks, z, branches=None, **rows):
     def layer(z, inputs):
         params, branches = inputs
         shares = [None if branches is None else branches[:, part] for part in parts]
-        found = [one(params, x, s) for x, s in zip(z, shares, strict=True)]
+        found = [one_block(params, x, s) for x, s in zip(z, shares, strict=True)]
         return tuple(x for x, _ in found), tuple(row for _, row in found)
 
     z, found = jax.lax.scan(layer, tuple(z[part] for part in parts), (layers, branches))
