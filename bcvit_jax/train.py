@@ -226,6 +226,8 @@ def _loop(
     with bar, run.signals.deferred(), goodput.spend("step"):
         for step in range(begin.step + 1, steps + 1):
             batch = next_batch()
+            if step == begin.step + 1:
+                run.say(f"{run.name}: step {step} of {steps} begins")
             state, metrics = program.train_step(state, batch, key)
             settle()
             pending = (step, metrics)

@@ -230,6 +230,7 @@ def test_a_flipped_bit_is_named_and_the_older_checkpoint_used(troubled):
 def test_nothing_but_our_own_words_is_printed(straight):
     workdir, out, err = straight
     assert out.splitlines()[1] == "  network   bcvit_base_patch16_s12_224"
+    assert f"fold0: step 1 of {STEPS} begins" in out.splitlines()
     assert out.splitlines()[-1] == f"report: {workdir / 'report.html'}"
     assert all(line.startswith(("fold0: ", "fold0 evaluation: ")) for line in err.splitlines())
     assert len(err.splitlines()) <= 40

@@ -1,9 +1,8 @@
 """Seconds from the command to the first train step: `python -m tests.benchmarks.start`.
 
 `python -m bcvit_jax.main --config=configs/base.py` on pictures of pbc10's size, once with an empty
-cache of compiled programs and once with what the first run left there. The first step begins a
-step before its line is in metrics.jsonl. Beside it, how soon `--help` and `import bcvit_jax` are
-done, medians of five.
+cache of compiled programs and once with what the first run left there: until the run says that its
+first step begins. Beside it, how soon `--help` and `import bcvit_jax` are done, medians of five.
 """
 
 import argparse
@@ -28,34 +27,32 @@ _MAIN = [sys.executable, "-m", "bcvit_jax.main"]
 def first_step(config: Sequence[str], workdir: Path, programs: Path) -> float:
     """Seconds from the command to the begin of the first step, with compiled `programs` kept there.
 
-    The run is stopped after its second step. RuntimeError with the run's last words if it ends.
+    The run is stopped there. RuntimeError with the run's last words if it ends before.
     """
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs)}
-    command = [*_MAIN, *config, "--config.log_steps=1", f"--workdir={workdir}"]
-    seen: list[float] = []
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
         run = subprocess.Popen(
-            command, env=environment, stdout=said, stderr=said, start_new_session=True
+            [*_MAIN, *config, f"--workdir={workdir}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
         )
+        assert run.stdout is not None
         try:
-            while len(seen) < 2:
-                if run.poll() is not None:
-                    said.seek(0)
-                    words = said.read().decode(errors="replace").strip().splitlines()
-                    raise RuntimeError(f"the run ended before its second step: {words[-1:]}")
-                time.sleep(0.01)
-                if _lines(workdir / "metrics.jsonl") > len(seen):
-                    seen.append(time.perf_counter() - start)
+            for line in run.stdout:
+                if line.endswith(b" begins\n"):
+                    return time.perf_counter() - start
+            run.wait()
+            errors.seek(0)
+            words = errors.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError(f"the run ended before its first step: {words[-1:]}")
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
             run.wait()
-    return 2 * seen[0] - seen[1]
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+            run.stdout.close()
 
 
 def seconds_of(command: Sequence[str], times: int = 5) -> float:
