@@ -162,9 +162,9 @@ def make_program(
             return total, ({"loss": total, **parts}, _statistics(network))
 
         (_, (metrics, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         gradient, params = unstack(gradient), unstack(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        metrics["gradient_norm"] = optax.tree.norm(gradient)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(params, updates)
         if is_stacked(state.params):

@@ -579,7 +579,8 @@ def test_parts_are_equal_and_make_the_batch():
         (16, 1536, [4] * 4),
         (10, 1536, [4, 4, 2]),
         (16, 3072, [4] * 4),  # for the rows, though larger than the cache
-        (65, 1536, [9] * 7 + [2]),
+        (32, 3072, [8] * 4),
+        (65, 1536, [17] * 3 + [14]),
         (80, 192, [27, 27, 26]),
     ):
         parts = loop._parts(images, 325, width)

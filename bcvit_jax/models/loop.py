@@ -62,7 +62,7 @@ def _on_one_cpu(images) -> bool:
     return jax.default_backend() != "gpu" and jax.device_count() == 1 and isinstance(images, int)
 
 
-_PART_ROWS, _PART_BYTES, _MOST_PARTS = 1300, 8 * 2**20, 8
+_PART_ROWS, _PART_BYTES, _MOST_PARTS = 1300, 8 * 2**20, 4
 
 
 def _parts(images, tokens: int, mlp_width: int) -> list[slice]:
@@ -70,7 +70,7 @@ def _parts(images, tokens: int, mlp_width: int) -> list[slice]:
 
     There the widest array of a part, [images, tokens, mlp_width] in float32, fits the cache with
     what is made of it, but for wide networks, whose weights want some rows for every reading. Two
-    parts stay one, since each adds to the sum of the gradients, and no more than eight are
+    parts stay one, since each adds to the sum of the gradients, and no more than four are
     compiled. Elsewhere, and where the batch has no size yet, the part is the whole.
     """
     most = max(1, _PART_ROWS // tokens, _PART_BYTES // (4 * tokens * mlp_width))
