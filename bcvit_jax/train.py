@@ -227,6 +227,7 @@ def _loop(
         for step in range(begin.step + 1, steps + 1):
             batch = next_batch()
             if step == begin.step + 1:
+                bar.clear()  # on a terminal the line is not to follow it
                 run.say(f"{run.name}: step {step} of {steps} begins")
             state, metrics = program.train_step(state, batch, key)
             settle()
